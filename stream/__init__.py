@@ -1,0 +1,1 @@
+"""The real-time path: frames go through decode, track, segment, inpaint, smooth, encode."""

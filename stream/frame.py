@@ -1,0 +1,211 @@
+"""What travels through the pipeline: a frame, the faces found in it, and the layout that all frames of a run share.
+
+Pixels stay in the format in which the video was coded (planar YUV, 8 or 10 bits), so that a pixel that no stage touches
+leaves the pipeline as it came, to the bit. Arrays are views into a slot (see `unmask.stream.pool`): whoever holds the
+frame may write to them, and must not keep them after passing the frame on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from unmask.models.geometry import CROP_SIZE
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Plane = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+class Matrix(StrEnum):
+    """The matrix between YUV and RGB (ITU-R BT.601, BT.709, BT.2020 non-constant luminance)."""
+
+    BT601 = "bt601"
+    BT709 = "bt709"
+    BT2020 = "bt2020"
+
+
+class PixelFormat(NamedTuple):
+    """How the samples of a frame lie in memory.
+
+    Attributes:
+        bits: significant bits per sample; more than 8 are stored as little-endian uint16.
+        planar: True for Y, U, V planes; False for one packed (H, W, 3) RGB plane.
+        subsampling: log2 of the horizontal and vertical chroma subsampling: (1, 1) is 4:2:0.
+    """
+
+    bits: int
+    planar: bool
+    subsampling: tuple[int, int]
+
+
+PIXEL_FORMATS: Final[dict[str, PixelFormat]] = {
+    "rgb24": PixelFormat(8, False, (0, 0)),
+    "yuv420p": PixelFormat(8, True, (1, 1)),
+    "yuv422p": PixelFormat(8, True, (1, 0)),
+    "yuv444p": PixelFormat(8, True, (0, 0)),
+    "yuv420p10le": PixelFormat(10, True, (1, 1)),
+    "yuv422p10le": PixelFormat(10, True, (1, 0)),
+    "yuv444p10le": PixelFormat(10, True, (0, 0)),
+}
+"""The formats that the pipeline works in, by FFmpeg's names; decoding converts anything else to the nearest one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What all frames of a run have in common.
+
+    Args:
+        width, height: size in px of the upright picture.
+        format: a key of `PIXEL_FORMATS`.
+        matrix: the YUV matrix; meaningless for "rgb24".
+        full_range: True where samples use the full range (JPEG), False for the limited one (MPEG).
+
+    Raises:
+        ValueError: a size below 1 px or an unknown format.
+    """
+
+    width: int
+    height: int
+    format: str = "yuv420p"
+    matrix: Matrix = Matrix.BT709
+    full_range: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a layout needs a size of at least 1x1 px, got {self.width}x{self.height}")
+        if self.format not in PIXEL_FORMATS:
+            raise ValueError(f"unknown pixel format '{self.format}', expected one of {', '.join(PIXEL_FORMATS)}")
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        return PIXEL_FORMATS[self.format]
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        return np.dtype(np.uint16) if self.pixel_format.bits > 8 else np.dtype(np.uint8)
+
+    @property
+    def plane_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each plane: ((H, W), (H', W'), (H', W')) for YUV, ((H, W, 3),) for RGB. Odd sizes round up."""
+        if not self.pixel_format.planar:
+            return ((self.height, self.width, 3),)
+        sx, sy = self.pixel_format.subsampling
+        chroma = (-(-self.height >> sy), -(-self.width >> sx))
+        return ((self.height, self.width), chroma, chroma)
+
+    @property
+    def frame_bytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.plane_shapes) * self.dtype.itemsize
+
+    def slot_bytes(self, max_faces: int) -> int:
+        """Bytes that a slot needs: the planes, then the three pictures of each face."""
+        return self.frame_bytes + max_faces * FACE_BYTES
+
+
+CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
+MASK_BYTES: Final = CROP_SIZE * CROP_SIZE
+FACE_BYTES: Final = 2 * CROP_BYTES + MASK_BYTES
+
+
+class FacePictures(NamedTuple):
+    """The canonical-crop pictures of one face, views into the frame's slot. S is `CROP_SIZE`.
+
+    Attributes:
+        crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment`.
+        mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`.
+        painted: (S, S, 3) uint8 RGB, the face without its mask, written by `inpaint`, steadied by `smooth`.
+    """
+
+    crop: U8
+    mask: U8
+    painted: U8
+
+
+@dataclass(slots=True)
+class Face:
+    """One tracked face.
+
+    Args:
+        track_id: the same for the same person as long as the track lasts; never used twice in a run.
+        box_px: (x0, y0, x1, y1) in px of the frame.
+        score: how sure the tracker is of the face, 0..1.
+        landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale.
+        crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px.
+        reset: True where nothing remembered of this track may be used (new track, scene cut, jump).
+        mask_score: how sure the segmenter is that the face wears a mask, 0..1.
+        masked: True where the mask is to be taken off.
+        pictures: the crop, mask and painted pictures in the frame's slot.
+    """
+
+    track_id: int
+    box_px: tuple[float, float, float, float]
+    score: float
+    landmarks_px: F32
+    crop_from_frame: F64
+    reset: bool
+    pictures: FacePictures
+    mask_score: float = 0.0
+    masked: bool = False
+
+
+@dataclass(slots=True)
+class Frame:
+    """One picture of the video, with what the stages have found in it so far.
+
+    Args:
+        index: 0-based position in the run, without gaps.
+        pts: presentation time in units of `time_base`.
+        time_base: seconds per unit of `pts`.
+        layout: size and pixel format.
+        buffer: (N,) uint8, the slot: the planes, then `FACE_BYTES` for each possible face.
+        slot: number of the slot in its pool.
+        discontinuity: True on the first frame after a cut, a seek or a reconnection: temporal state must be forgotten.
+        faces: filled by `track`, refined by the stages after it.
+    """
+
+    index: int
+    pts: int
+    time_base: Fraction
+    layout: Layout
+    buffer: U8
+    slot: int
+    discontinuity: bool = False
+    faces: list[Face] = field(default_factory=list)
+
+    @property
+    def pts_seconds(self) -> float:
+        return float(self.pts * self.time_base)
+
+    @property
+    def planes(self) -> Sequence[Plane]:
+        """Views of the planes, shaped as `Layout.plane_shapes`, uint8 or (above 8 bits) uint16."""
+        planes: list[Plane] = []
+        start = 0
+        for shape in self.layout.plane_shapes:
+            end = start + int(np.prod(shape)) * self.layout.dtype.itemsize
+            planes.append(self.buffer[start:end].view(self.layout.dtype).reshape(shape))
+            start = end
+        return planes
+
+    @property
+    def max_faces(self) -> int:
+        return (self.buffer.size - self.layout.frame_bytes) // FACE_BYTES
+
+    def face_pictures(self, position: int) -> FacePictures:
+        """The pictures of the face at `position` in `faces`.
+
+        Raises:
+            IndexError: the slot has no room for that many faces.
+        """
+        if not 0 <= position < self.max_faces:
+            raise IndexError(f"face {position} does not fit into a slot made for {self.max_faces} faces")
+        start = self.layout.frame_bytes + position * FACE_BYTES
+        crop, mask, painted = np.split(self.buffer[start : start + FACE_BYTES], [CROP_BYTES, CROP_BYTES + MASK_BYTES])
+        rgb = (CROP_SIZE, CROP_SIZE, 3)
+        return FacePictures(crop.reshape(rgb), mask.reshape(rgb[:2]), painted.reshape(rgb))

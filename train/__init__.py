@@ -1,0 +1,1 @@
+"""The training ground: data, synthetic masks, losses, loops, evaluation, export."""
