@@ -65,6 +65,7 @@ class Layout:
         format: a key of `PIXEL_FORMATS`.
         matrix: the YUV matrix; meaningless for "rgb24".
         full_range: True where samples use the full range (JPEG), False for the limited one (MPEG).
+        keep_source: True where each frame carries a second, untouched copy of its planes (for before/after pictures).
 
     Raises:
         ValueError: a size below 1 px or an unknown format.
@@ -75,6 +76,7 @@ class Layout:
     format: str = "yuv420p"
     matrix: Matrix = Matrix.BT709
     full_range: bool = False
+    keep_source: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -104,8 +106,13 @@ class Layout:
         return sum(int(np.prod(shape)) for shape in self.plane_shapes) * self.dtype.itemsize
 
     def slot_bytes(self, max_faces: int) -> int:
-        """Bytes that a slot needs: the planes, then the three pictures of each face."""
-        return self.frame_bytes + max_faces * FACE_BYTES
+        """Bytes that a slot needs: the planes, their untouched copy if kept, then the three pictures of each face."""
+        return self.pixel_bytes + max_faces * FACE_BYTES
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the planes and, if kept, of their untouched copy."""
+        return self.frame_bytes * (2 if self.keep_source else 1)
 
 
 CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
@@ -163,7 +170,7 @@ class Frame:
         pts: presentation time in units of `time_base`.
         time_base: seconds per unit of `pts`.
         layout: size and pixel format.
-        buffer: (N,) uint8, the slot: the planes, then `FACE_BYTES` for each possible face.
+        buffer: (N,) uint8, the slot: the planes, a copy of them if kept, then `FACE_BYTES` per possible face.
         slot: number of the slot in its pool.
         discontinuity: True on the first frame after a cut, a seek or a reconnection: temporal state must be forgotten.
         faces: filled by `track`, refined by the stages after it.
@@ -185,8 +192,17 @@ class Frame:
     @property
     def planes(self) -> Sequence[Plane]:
         """Views of the planes, shaped as `Layout.plane_shapes`, uint8 or (above 8 bits) uint16."""
+        return self._planes_from(0)
+
+    @property
+    def source_planes(self) -> Sequence[Plane]:
+        """Views of the untouched copy of the planes, written by `decode`. Raises ValueError where none is kept."""
+        if not self.layout.keep_source:
+            raise ValueError("this layout keeps no copy of the source")
+        return self._planes_from(self.layout.frame_bytes)
+
+    def _planes_from(self, start: int) -> Sequence[Plane]:
         planes: list[Plane] = []
-        start = 0
         for shape in self.layout.plane_shapes:
             end = start + int(np.prod(shape)) * self.layout.dtype.itemsize
             planes.append(self.buffer[start:end].view(self.layout.dtype).reshape(shape))
@@ -195,7 +211,7 @@ class Frame:
 
     @property
     def max_faces(self) -> int:
-        return (self.buffer.size - self.layout.frame_bytes) // FACE_BYTES
+        return (self.buffer.size - self.layout.pixel_bytes) // FACE_BYTES
 
     def face_pictures(self, position: int) -> FacePictures:
         """The pictures of the face at `position` in `faces`.
@@ -205,7 +221,7 @@ class Frame:
         """
         if not 0 <= position < self.max_faces:
             raise IndexError(f"face {position} does not fit into a slot made for {self.max_faces} faces")
-        start = self.layout.frame_bytes + position * FACE_BYTES
+        start = self.layout.pixel_bytes + position * FACE_BYTES
         crop, mask, painted = np.split(self.buffer[start : start + FACE_BYTES], [CROP_BYTES, CROP_BYTES + MASK_BYTES])
         rgb = (CROP_SIZE, CROP_SIZE, 3)
         return FacePictures(crop.reshape(rgb), mask.reshape(rgb[:2]), painted.reshape(rgb))

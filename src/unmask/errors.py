@@ -1,9 +1,9 @@
 """Every error that unmask raises on purpose, and the exit code that each one ends the program with.
 
-    UnmaskError            1   base class
-    ├── UserError          2   what the user gave cannot be used; the message is one line that says what to do
-    ├── StageError         1   a stage of the pipeline failed or died while running
-    └── EngineError        1   a network could not be loaded, or does not match its reference
+UnmaskError            1   base class
+├── UserError          2   what the user gave cannot be used; the message is one line that says what to do
+├── StageError         1   a stage of the pipeline failed or died while running
+└── EngineError        1   a network could not be loaded, or does not match its reference
 """
 
 
