@@ -1,0 +1,38 @@
+"""The discriminator: tells painted faces from real ones, patch by patch; used in training only."""
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches (Isola et al. 2017, arXiv:1611.07004) with spectral normalisation (Miyato et al. 2018,
+    arXiv:1802.05957). It sees the mask, so that it need not guess where to look.
+
+    Args:
+        width: channels of the first layer.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = [4, width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(width_in, width_out, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        layers.append(spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
+        """Judge pictures.
+
+        Args:
+            rgb: (N, 3, H, W), 0..1.
+            mask: (N, 1, H, W), 0..1, where the picture may be painted.
+
+        Returns:
+            (N, 1, H / 16, W / 16) scores; above 0 for real.
+        """
+        return cast(Tensor, self.layers(torch.cat([2.0 * rgb - 1.0, mask], dim=1))).float()

@@ -1,0 +1,184 @@
+"""One call, several engines: OpenVINO on a processor, PyTorch as the reference and on an NVIDIA GPU.
+
+An engine takes and gives the 8-bit arrays described in `unmask.models.runtime`.
+"""
+
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from unmask.errors import EngineError, UserError
+
+U8 = npt.NDArray[np.uint8]
+EngineName = Literal["openvino", "torch"]
+NetworkName = Literal["segmenter", "inpainter"]
+NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
+
+
+def weights_file(name: str) -> Path:
+    """Path of a file that ships. Raises EngineError where it is missing."""
+    path = Path(str(files("unmask.models.weights") / name))
+    if not path.is_file():
+        raise EngineError(f"the weights '{name}' are missing from this installation; install unmask again")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where compiled networks are kept: $UNMASK_CACHE, or `unmask` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unmask"
+    return Path(os.environ.get("UNMASK_CACHE", default))
+
+
+class Engine(ABC):
+    """A loaded network.
+
+    Attributes:
+        description: engine, device and precision, for people.
+    """
+
+    description: str
+
+    @abstractmethod
+    def __call__(self, *inputs: U8) -> U8:
+        """Run the network on arrays with a leading batch axis. The result is valid until the next call."""
+
+
+@cache
+def _core() -> openvino.Core:
+    core = openvino.Core()
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            core.set_property({"CACHE_DIR": str(folder)})
+    except OSError:
+        pass  # without a cache the networks are compiled at each start, which takes a second longer
+    return core
+
+
+def cpu_precision() -> Literal["bf16", "f32"]:
+    """bfloat16 where the processor computes in it (twice as fast), else float32."""
+    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+class OpenVinoEngine(Engine):
+    """A network on the processor.
+
+    Args:
+        network: which.
+        threads: CPU threads; 0 leaves it to OpenVINO.
+        precision: of the arithmetic; None for the fastest that the processor has.
+    """
+
+    def __init__(self, network: NetworkName, threads: int = 0, precision: Literal["bf16", "f32"] | None = None) -> None:
+        precision = precision or cpu_precision()
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = _core().read_model(str(weights_file(f"{network}.onnx")))
+            # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
+            model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+            self._request = _core().compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load the {network}: {str(error).splitlines()[0]}") from error
+        self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}"
+
+    def __call__(self, *inputs: U8) -> U8:
+        if len(inputs[0]) != 1:
+            return np.concatenate([self(*(x[i : i + 1] for x in inputs)).copy() for i in range(len(inputs[0]))])
+        self._request.infer([np.ascontiguousarray(x) for x in inputs], share_inputs=True)
+        return np.asarray(self._request.get_output_tensor(0).data)
+
+
+class TorchEngine(Engine):
+    """A network under PyTorch, operation by operation: the reference that the other engines are checked against.
+
+    Args:
+        network: which.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(self, network: NetworkName, device: str = "cpu") -> None:
+        import torch  # only who asks for this engine needs PyTorch
+
+        from unmask.models.runtime import load_runtime
+
+        self._torch, self._device = torch, torch.device(device)
+        self._runtime = load_runtime(network, weights_file(f"{network}.safetensors")).to(self._device)
+        self.description = f"PyTorch {torch.__version__} on {device}, float32"
+
+    def __call__(self, *inputs: U8) -> U8:
+        with self._torch.inference_mode():
+            tensors = [self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device) for x in inputs]
+            result: U8 = self._runtime(*tensors).cpu().numpy()
+            return result
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine runs the networks.
+
+    Attributes:
+        engine: its name.
+        device: "cpu" or "cuda:N".
+        why_not_better: a line for each faster engine that was passed over.
+    """
+
+    engine: EngineName
+    device: str
+    why_not_better: tuple[str, ...]
+
+
+def cuda_problem() -> str | None:
+    """Why PyTorch cannot use an NVIDIA GPU here; None where it can."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed (pip install 'unmask[gpu]')"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "PyTorch finds no NVIDIA GPU or no driver for it"
+    return None
+
+
+def choose(device: str = "auto") -> EngineChoice:
+    """Pick the engine for a device.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: another value, or a GPU was asked for and there is none.
+    """
+    if device == "cpu":
+        return EngineChoice("openvino", "cpu", ())
+    if device == "auto":
+        # Frames are decoded, warped and encoded on the processor in this version: the GPU alone would not be faster.
+        reason = cuda_problem() or "the GPU path of this version is PyTorch only, ask for it with --device cuda"
+        return EngineChoice("openvino", "cpu", (f"GPU not used: {reason}",))
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise UserError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
+    if problem := cuda_problem():
+        raise UserError(f"--device {device}: {problem}; use --device cpu")
+    import torch
+
+    if int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
+    return EngineChoice("torch", f"cuda:{number or 0}", ("TensorRT engines are not part of this version",))
+
+
+def load(network: NetworkName, choice: EngineChoice, threads: int = 0) -> Engine:
+    """Load a network on the chosen engine. Raises EngineError where it cannot be loaded."""
+    if choice.engine == "openvino":
+        return OpenVinoEngine(network, threads)
+    return TorchEngine(network, choice.device)

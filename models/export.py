@@ -1,0 +1,65 @@
+"""Writes what ships: safetensors for further training, ONNX in half precision for running."""
+
+from pathlib import Path
+
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from unmask.models.blocks import ConvNorm
+from unmask.models.runtime import Runtime, example_inputs, load_runtime
+
+OPSET = 18
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Fold each batch normalisation into the convolution before it, in place; the model must be in eval mode."""
+    for module in model.modules():
+        if isinstance(module, ConvNorm):
+            conv, norm = module[0], module[1]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
+            module[0] = fuse_conv_bn_eval(conv, norm)
+            module[1] = nn.Identity()
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, floating-point ones in half precision."""
+    half = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, path)
+
+
+def export_onnx(runtime: Runtime, path: Path) -> None:
+    """Write a network as ONNX: half precision inside, 8-bit pictures outside, any batch size.
+
+    Args:
+        runtime: in eval mode and float32; left folded and in half precision.
+        path: the file to write.
+    """
+    fold_norms(runtime)
+    runtime.half()
+    inputs = example_inputs(runtime)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.onnx.export(
+        runtime,
+        inputs,
+        input_names=list(runtime.inputs),
+        output_names=[runtime.output],
+        opset_version=OPSET,
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def ship(name: str, state: dict[str, Tensor], folder: Path) -> tuple[Path, Path]:
+    """Write NAME.safetensors and NAME.onnx into a folder. Returns both paths."""
+    weights, network = folder / f"{name}.safetensors", folder / f"{name}.onnx"
+    save_weights(state, weights)
+    export_onnx(load_runtime(name, weights), network)
+    return weights, network

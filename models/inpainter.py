@@ -1,0 +1,80 @@
+"""The inpainter: paints the part of a face that a mask hides."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.models.blocks import Attention, ConvNorm, Residual, Up
+
+
+@dataclass(frozen=True, slots=True)
+class InpainterConfig:
+    """Sizes of the network.
+
+    Attributes:
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 resolution.
+        deep_blocks: residual blocks at 1/16 resolution, in turn with dilation 1, 2 and 4.
+        heads: attention heads at 1/16 resolution.
+    """
+
+    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+    deep_blocks: int = 4
+    heads: int = 4
+
+
+class Inpainter(nn.Module):
+    """An encoder-decoder in the manner of U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose full-resolution work
+    is done at half resolution (pixel unshuffle and shuffle), with dilated blocks and attention at 1/16.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: InpainterConfig | None = None) -> None:
+        super().__init__()
+        config = config or InpainterConfig()
+        w0, w1, w2, w3 = config.widths
+        self.stem = ConvNorm(16, w0)
+        self.down1 = ConvNorm(w0, w1, stride=2)
+        self.enc1 = Residual(w1)
+        self.down2 = ConvNorm(w1, w2, stride=2)
+        self.enc2 = Residual(w2)
+        self.down3 = ConvNorm(w2, w3, stride=2)
+        dilations = [(1, 2, 4)[i % 3] for i in range(config.deep_blocks)]
+        half = config.deep_blocks // 2
+        self.deep = nn.Sequential(
+            *(Residual(w3, d) for d in dilations[:half]),
+            Attention(w3, config.heads, size=16),
+            *(Residual(w3, d) for d in dilations[half:]),
+        )
+        self.up2 = Up(w3, w2)
+        self.dec2 = nn.Sequential(Residual(w2), Residual(w2))
+        self.up1 = Up(w2, w1)
+        self.dec1 = Residual(w1)
+        self.up0 = Up(w1, w0)
+        self.dec0 = Residual(w0)
+        self.head = nn.Conv2d(w0, 12, 3, padding=1)
+
+    def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
+        """Paint a face.
+
+        Args:
+            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 16. What lies under the mask is not seen.
+            mask: (N, 1, H, W), 0..1, 1 where the picture is to be painted.
+
+        Returns:
+            (N, 3, H, W), 0..1: painted where the mask is, the input elsewhere.
+        """
+        seen = rgb * (1.0 - mask)
+        x = torch.cat([2.0 * seen - 1.0 + mask, mask], dim=1)
+        x0 = F.relu(self.stem(F.pixel_unshuffle(x, 2)))
+        x1 = self.enc1(F.relu(self.down1(x0)))
+        x2 = self.enc2(F.relu(self.down2(x1)))
+        x3 = self.deep(F.relu(self.down3(x2)))
+        y2 = self.dec2(self.up2(x3, x2))
+        y1 = self.dec1(self.up1(y2, x1))
+        y0 = self.dec0(self.up0(y1, x0))
+        painted = F.pixel_shuffle(self.head(y0), 2).float() * 0.5 + 0.5
+        return seen + mask * painted.clamp(0.0, 1.0) if not self.training else seen + mask * painted

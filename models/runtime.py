@@ -1,0 +1,87 @@
+"""The networks as they run: 8-bit pictures in, 8-bit pictures out, so that every engine does the same arithmetic.
+
+N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.models.geometry import CROP_SIZE
+from unmask.models.inpainter import Inpainter
+from unmask.models.segmenter import Segmenter
+
+
+def _to_planes(rgb: Tensor, dtype: torch.dtype) -> Tensor:
+    return rgb.permute(0, 3, 1, 2).to(dtype) * (1.0 / 255.0)
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    return (x.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8)
+
+
+class SegmenterRuntime(nn.Module):
+    """(N, S, S, 3) uint8 RGB to (N, S, S) uint8: how likely each pixel is mask, 255 for certain.
+
+    The network works at half the crop's size, the size that it was trained at.
+    """
+
+    inputs: Final = ("rgb",)
+    output: Final = "probability"
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        planes = _to_planes(rgb, next(self.network.parameters()).dtype)
+        logits = self.network(F.avg_pool2d(planes, 2))
+        return _to_bytes(F.interpolate(logits, scale_factor=2.0, mode="bilinear")[:, 0].sigmoid())
+
+
+class InpainterRuntime(nn.Module):
+    """(N, S, S, 3) uint8 RGB and (N, S, S) uint8 mask, 255 where to paint, to (N, S, S, 3) uint8 RGB."""
+
+    inputs: Final = ("rgb", "mask")
+    output: Final = "painted"
+
+    def __init__(self, network: Inpainter) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
+        dtype = next(self.network.parameters()).dtype
+        hidden = mask[:, None].to(dtype) * (1.0 / 255.0)
+        return _to_bytes(self.network(_to_planes(rgb, dtype), hidden)).permute(0, 2, 3, 1)
+
+
+Runtime = SegmenterRuntime | InpainterRuntime
+RUNTIMES: Final[dict[str, Callable[[], Runtime]]] = {
+    "segmenter": lambda: SegmenterRuntime(Segmenter()),
+    "inpainter": lambda: InpainterRuntime(Inpainter()),
+}
+
+
+def load_runtime(name: str, weights: Path) -> Runtime:
+    """A network with its weights (safetensors), in float32, ready to run.
+
+    Args:
+        name: a key of `RUNTIMES`.
+        weights: file written by training.
+    """
+    runtime = RUNTIMES[name]()
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+    runtime.network.load_state_dict(state)
+    return runtime.eval()
+
+
+def example_inputs(runtime: Runtime, batch: int = 2) -> tuple[Tensor, ...]:
+    """Random inputs of the right shapes and types."""
+    rgb = torch.randint(0, 256, (batch, CROP_SIZE, CROP_SIZE, 3), dtype=torch.uint8)
+    mask = (torch.rand(batch, CROP_SIZE, CROP_SIZE) > 0.5).to(torch.uint8) * 255
+    return (rgb, mask)[: len(runtime.inputs)]

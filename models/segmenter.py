@@ -1,0 +1,64 @@
+"""The segmenter: finds the worn mask in a canonical crop."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.models.blocks import ConvNorm, Residual, Up
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterConfig:
+    """Sizes of the network.
+
+    Attributes:
+        width: channels at half resolution; the levels below have 2, 4 and 6 times as many.
+    """
+
+    width: int = 16
+
+
+class Segmenter(nn.Module):
+    """A small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) that works at half resolution and below, with dilated
+    blocks at 1/16, so that it sees the whole face before it decides about a pixel.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: SegmenterConfig | None = None) -> None:
+        super().__init__()
+        w = (config or SegmenterConfig()).width
+        self.stem = ConvNorm(12, w)
+        self.down1 = ConvNorm(w, 2 * w, stride=2)
+        self.enc1 = Residual(2 * w)
+        self.down2 = ConvNorm(2 * w, 4 * w, stride=2)
+        self.enc2 = Residual(4 * w)
+        self.down3 = ConvNorm(4 * w, 6 * w, stride=2)
+        self.deep = nn.Sequential(Residual(6 * w), Residual(6 * w, 2))
+        self.up2 = Up(6 * w, 4 * w)
+        self.dec2 = Residual(4 * w)
+        self.up1 = Up(4 * w, 2 * w)
+        self.dec1 = Residual(2 * w)
+        self.up0 = Up(2 * w, w)
+        self.dec0 = ConvNorm(w, w)
+        self.head = nn.Conv2d(w, 4, 3, padding=1)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """Find the mask.
+
+        Args:
+            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 16.
+
+        Returns:
+            (N, 1, H, W) logits; above 0 where the mask is.
+        """
+        x0 = F.relu(self.stem(F.pixel_unshuffle(2.0 * rgb - 1.0, 2)))
+        x1 = self.enc1(F.relu(self.down1(x0)))
+        x2 = self.enc2(F.relu(self.down2(x1)))
+        x3 = self.deep(F.relu(self.down3(x2)))
+        y2 = self.dec2(self.up2(x3, x2))
+        y1 = self.dec1(self.up1(y2, x1))
+        y0 = F.relu(self.dec0(self.up0(y1, x0)))
+        return F.pixel_shuffle(self.head(y0), 2).float()

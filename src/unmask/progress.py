@@ -1,0 +1,113 @@
+"""What the user sees while a job runs: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import sys
+import time
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from unmask.stream.naming import Job
+
+LINE_EVERY_SECONDS: Final = 5.0
+"""How often a line is written where there is no terminal."""
+
+
+class Quiet:
+    """Shows nothing; what stages have to say is in the report."""
+
+    def started(self, job: Job, expected_frames: int | None) -> None:
+        pass
+
+    def progress(self, frames: int, pts_seconds: float) -> None:
+        pass
+
+    def notice(self, line: str) -> None:
+        pass
+
+    def finished(self) -> None:
+        pass
+
+
+class Lines:
+    """Writes a line to stderr every few seconds."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._expected = ""
+        self._began = self._written = time.monotonic()
+
+    def started(self, job: Job, expected_frames: int | None) -> None:
+        self._name = job.source.name
+        self._expected = f" of about {expected_frames}" if expected_frames else ""
+        self._began = self._written = time.monotonic()
+
+    def progress(self, frames: int, pts_seconds: float) -> None:
+        now = time.monotonic()
+        if now - self._written < LINE_EVERY_SECONDS:
+            return
+        self._written = now
+        rate = frames / (now - self._began)
+        say(f"{self._name}: {frames}{self._expected} frames, {rate:.1f} fps, at {pts_seconds:.1f} s")
+
+    def notice(self, line: str) -> None:
+        say(_about(self._name, line))
+
+    def finished(self) -> None:
+        pass
+
+
+class Bar:
+    """Shows a progress bar on stderr, with frames per second and the time left."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._name = ""
+        self._task = TaskID(0)
+        self._began = 0.0
+
+    def started(self, job: Job, expected_frames: int | None) -> None:
+        self.finished()
+        self._name = job.source.name
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[fps]:.1f} fps"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(self._name, total=expected_frames, fps=0.0)
+        self._began = time.monotonic()
+        self._bar.start()
+
+    def progress(self, frames: int, pts_seconds: float) -> None:
+        if self._bar is not None:
+            rate = frames / max(time.monotonic() - self._began, 1e-3)
+            self._bar.update(self._task, completed=frames, fps=rate)
+
+    def notice(self, line: str) -> None:
+        self._console.print(_about(self._name, line), markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def choose_display(*, quiet: bool) -> Quiet | Lines | Bar:
+    """A bar where stderr is a terminal, else lines; nothing when quiet."""
+    if quiet:
+        return Quiet()
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _about(name: str, line: str) -> str:
+    """The line with the name of the file that it is about in front."""
+    return line if not name or line.startswith(name) else f"{name}: {line}"
+
+
+def say(line: str) -> None:
+    """Write one line to stderr."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,394 @@
+"""Jobs: one video or one picture from its input file to its output file, and the report of what was done."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import cv2
+import msgspec
+import numpy as np
+
+from unmask import __version__
+from unmask.errors import StageError, UnmaskError, UserError
+from unmask.stream.canvas import Canvas
+from unmask.stream.encoders import EncodeOptions
+from unmask.stream.frame import U8, Frame, Layout
+from unmask.stream.media import probe, with_source
+from unmask.stream.naming import PICTURE_SUFFIXES, Draft, Job, whole_file
+from unmask.stream.pictures import Picture, read_picture, write_picture
+from unmask.stream.pipeline import Settings, build, face_stages
+from unmask.stream.stage import Context, Stage
+from unmask.stream.supervisor import Cancel, RunReport, run
+from unmask.stream.timing import StageTiming
+
+SYNTHETIC: Final = f"Face regions in this picture are synthetic (unmask {__version__}); not evidence of identity."
+"""What every picture that was changed says about itself."""
+
+
+class Listener(Protocol):
+    """Who is told how a job gets on."""
+
+    def started(self, job: Job, expected_frames: int | None) -> None: ...
+    def progress(self, frames: int, pts_seconds: float) -> None: ...
+    def notice(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that came to nothing.
+
+    Args:
+        input: the file.
+        error: the line that the user saw.
+        exit_code: 2 where the user can mend the cause, 1 for a fault while running.
+    """
+
+    input: str
+    error: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoDone:
+    """A video that was written.
+
+    Args:
+        input, output: the files.
+        unmask: version of unmask.
+        width, height: size of the upright picture in px.
+        frames: how many were written.
+        dropped: how many were decoded and not written; files never lose a frame, so 0.
+        faces: how many people were tracked; one who left and came back counts twice.
+        masks_removed: how many faces were painted, counted in every frame.
+        seconds: how long it took.
+        fps: frames per second of that time.
+        engine, encoder: what ran the networks and what wrote the video.
+        cancelled: True where the user cut the run short.
+        notices: the lines that the user saw.
+        stages: per stage, milliseconds per frame.
+        details: what each stage has to say about itself.
+    """
+
+    input: str
+    output: str
+    unmask: str
+    width: int
+    height: int
+    frames: int
+    dropped: int
+    faces: int
+    masks_removed: int
+    seconds: float
+    fps: float
+    engine: str
+    encoder: str
+    cancelled: bool
+    notices: tuple[str, ...]
+    stages: dict[str, dict[str, float]]
+    details: dict[str, dict[str, Any]]
+
+    def summary(self) -> str:
+        """One line for the user."""
+        return (
+            f"{self.input} -> {self.output}: {self.frames} frames at {self.fps:.1f} fps, "
+            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed, {self.encoder}, {self.engine}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FaceFound:
+    """One face of a picture.
+
+    Args:
+        box_px: (x0, y0, x1, y1) in px of the upright picture.
+        mask_score: how sure the segmenter is that it wears a mask, 0..1.
+        unmasked: True where it was painted.
+    """
+
+    box_px: tuple[float, float, float, float]
+    mask_score: float
+    unmasked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PictureDone:
+    """A picture that was written.
+
+    Args:
+        input, output: the files.
+        mask: the file with the predicted mask; None where none was asked for.
+        unmask: version of unmask.
+        width, height: size of the upright picture in px.
+        faces: those found, the largest first.
+        masks_removed: how many of them were painted.
+        seconds: how long it took.
+        notices: what the input holds and the output does not.
+    """
+
+    input: str
+    output: str
+    mask: str | None
+    unmask: str
+    width: int
+    height: int
+    faces: tuple[FaceFound, ...]
+    masks_removed: int
+    seconds: float
+    notices: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line for the user."""
+        line = f"{self.input} -> {self.output}: {_count(len(self.faces), 'face')}, "
+        return (
+            line + f"{_count(self.masks_removed, 'mask')} removed" + "".join(f"; {notice}" for notice in self.notices)
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSettings:
+    """How videos are processed.
+
+    Args:
+        pipeline: about the faces.
+        encoding: about the output.
+        processes: True for a process per stage instead of a thread.
+        overwrite: True where outputs replace files of the same name.
+    """
+
+    pipeline: Settings = field(default_factory=Settings)
+    encoding: EncodeOptions = field(default_factory=EncodeOptions)
+    processes: bool = False
+    overwrite: bool = False
+
+
+def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: Cancel) -> VideoDone:
+    """Process one video. The output appears under its name when it is whole; cut short, under `Job.partial`.
+
+    Raises:
+        UserError: input, output or options cannot be used.
+        UnmaskError: a fault while running, or the user stopped the run before anything was written.
+    """
+    notices: list[str] = []
+
+    def notice(line: str) -> None:
+        notices.append(line)
+        listener.notice(line)
+
+    info = probe(job.source)
+    if settings.encoding.compare:
+        info = with_source(info)
+    with whole_file(job.target, overwrite=settings.overwrite) as draft:
+        listener.started(job, info.frames_expected)
+        result = run(
+            build(info, draft.path, settings.pipeline, settings.encoding),
+            info.layout,
+            max_faces=settings.pipeline.max_faces,
+            processes=settings.processes,
+            on_progress=listener.progress,
+            on_notice=notice,
+            cancel=cancel,
+        )
+        output = _name_draft(draft, job, result, overwrite=settings.overwrite)
+    return _video_done(job, output, info.layout, result, notices)
+
+
+def _name_draft(draft: Draft, job: Job, result: RunReport, *, overwrite: bool) -> Path:
+    """Give the written file its name: the target's, or the partial one, which replaces that of an earlier run."""
+    if not result.flushed or result.frames == 0:
+        raise UnmaskError(f"{job.source}: stopped; nothing was written")
+    output = job.partial if result.cancelled else job.target
+    draft.keep_as(output, overwrite=overwrite or result.cancelled)
+    return output
+
+
+def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notices: Sequence[str]) -> VideoDone:
+    summaries = result.summaries
+    return VideoDone(
+        input=str(job.source),
+        output=str(output),
+        unmask=__version__,
+        width=layout.width,
+        height=layout.height,
+        frames=result.frames,
+        dropped=summaries["decode"]["frames"] - result.frames,
+        faces=summaries["track"]["tracks"],
+        masks_removed=summaries["segment"]["masks_removed"],
+        seconds=round(result.wall_seconds, 3),
+        fps=round(result.frames / result.wall_seconds, 2),
+        engine=summaries["inpaint"]["engine"],
+        encoder=summaries["encode"]["encoder"],
+        cancelled=result.cancelled,
+        notices=tuple(notices),
+        stages={name: _milliseconds(timing) for name, timing in result.stages.items()},
+        details=summaries,
+    )
+
+
+def _milliseconds(timing: StageTiming) -> dict[str, float]:
+    figures = {"mean": timing.mean_ms, "p50": timing.p50_ms, "p95": timing.p95_ms, "p99": timing.p99_ms}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def check_picture_job(job: Job) -> None:
+    """Raise UserError where the name of the output is none of a picture that can be written."""
+    if job.target.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"{job.target}: the name must end in {', '.join(sorted(PICTURE_SUFFIXES))}")
+
+
+class PictureDesk:
+    """Takes masks off pictures, one after the other; the networks are loaded once per picture size.
+
+    Args:
+        settings: about the faces.
+        overwrite: True where outputs replace files of the same name.
+        notice: takes each line that the stages have for the user, once.
+    """
+
+    def __init__(
+        self, settings: Settings, *, overwrite: bool = False, notice: Callable[[str], None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._overwrite = overwrite
+        self._notice = notice
+        self._noticed: set[str] = set()
+        self._opened = ExitStack()
+        self._context: Context | None = None
+        self._stages: Sequence[Stage] = ()
+        self._count = 0
+
+    def __enter__(self) -> "PictureDesk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def unmask(self, job: Job, mask: Path | None = None) -> PictureDone:
+        """Process one picture. A picture without a masked face is copied as it is where its format allows.
+
+        Args:
+            job: what to read and what to write.
+            mask: where to write the predicted mask, an 8-bit PNG of the picture's size; None for nowhere.
+
+        Raises:
+            UserError: input or output cannot be used.
+            StageError: a fault while running.
+        """
+        started = time.monotonic()
+        check_picture_job(job)
+        with ExitStack() as drafts:
+            draft = drafts.enter_context(whole_file(job.target, overwrite=self._overwrite))
+            mask_draft = None if mask is None else drafts.enter_context(whole_file(mask, overwrite=self._overwrite))
+            picture = read_picture(job.source)
+            frame = self._process(picture.rgb)
+            notices = _write(draft, job, picture, frame)
+            if mask_draft is not None and mask is not None:
+                mask_draft.path.write_bytes(_png(Canvas(frame.layout).frame_mask(frame)))
+                mask_draft.keep_as(mask, overwrite=self._overwrite)
+            draft.keep_as(job.target, overwrite=self._overwrite)
+        return _picture_done(job, mask, frame, time.monotonic() - started, notices)
+
+    def _process(self, rgb: U8) -> Frame:
+        """Send one picture through the stages, as a stream of its own."""
+        layout = Layout(width=rgb.shape[1], height=rgb.shape[0], format="rgb24", full_range=True)
+        if self._context is None or self._context.layout != layout:
+            self._reopen(Context(layout, self._settings.max_faces, self._pass_on))
+        buffer = np.zeros(layout.slot_bytes(self._settings.max_faces), np.uint8)
+        frame = Frame(self._count, self._count, Fraction(1), layout, buffer, slot=0, discontinuity=True)
+        self._count += 1
+        frame.planes[0][...] = rgb
+        for stage in self._stages:
+            with _named(stage):
+                given = [*stage.process(frame), *stage.flush()]
+            if len(given) != 1 or given[0] is not frame:
+                raise StageError(stage.name, f"gave back {len(given)} frames for one")
+        return frame
+
+    def _pass_on(self, line: str) -> None:
+        if self._notice is not None and line not in self._noticed:
+            self._notice(line)
+        self._noticed.add(line)
+
+    def _reopen(self, context: Context) -> None:
+        self._opened.close()
+        self._context = None
+        stages = face_stages(self._settings)
+        for stage in stages:
+            with _named(stage):
+                self._opened.callback(stage.close)
+                stage.open(context)
+        self._stages, self._context = stages, context
+
+
+@contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    """Let the errors of a stage say which one it was."""
+    try:
+        yield
+    except UnmaskError:
+        raise
+    except Exception as error:
+        raise StageError(stage.name, f"{type(error).__name__}: {error}") from error
+
+
+def _write(draft: Draft, job: Job, picture: Picture, frame: Frame) -> tuple[str, ...]:
+    """Write the output. Returns what it lacks, one line each."""
+    changed = any(face.masked for face in frame.faces)
+    same_format = _format(job.source) == _format(job.target)
+    if not changed and same_format and picture.upright:
+        draft.path.write_bytes(job.source.read_bytes())
+        return ()
+    rgb = np.asarray(frame.planes[0], np.uint8)
+    left_out = write_picture(draft.path, rgb, picture, comment=SYNTHETIC if changed else "")
+    return tuple(f"without {what}" for what in left_out)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().replace(".jpeg", ".jpg")
+
+
+def _png(mask: U8) -> bytes:
+    return bytes(cv2.imencode(".png", mask)[1].tobytes())
+
+
+def _rounded(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (round(float(side), 1) for side in box)
+    return x0, y0, x1, y1
+
+
+def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, notices: tuple[str, ...]) -> PictureDone:
+    found = [
+        FaceFound(
+            box_px=_rounded(face.box_px),
+            mask_score=round(float(face.mask_score), 4),
+            unmasked=face.masked,
+        )
+        for face in frame.faces
+    ]
+    return PictureDone(
+        input=str(job.source),
+        output=str(job.target),
+        mask=None if mask is None else str(mask),
+        unmask=__version__,
+        width=frame.layout.width,
+        height=frame.layout.height,
+        faces=tuple(found),
+        masks_removed=sum(face.unmasked for face in found),
+        seconds=round(seconds, 3),
+        notices=notices,
+    )
+
+
+def write_report(path: Path, results: Sequence[VideoDone | PictureDone | Failed], *, as_list: bool) -> None:
+    """Write the report: one object, or with `as_list` a list of them. It replaces one of an earlier run."""
+    body = msgspec.json.encode(list(results) if as_list else results[0])
+    with whole_file(path, overwrite=True) as draft:
+        draft.path.write_bytes(msgspec.json.format(body, indent=2) + b"\n")
+        draft.keep_as(path, overwrite=True)

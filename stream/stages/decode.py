@@ -1,0 +1,261 @@
+"""The first stage for files: compressed video in, upright frames with their times out."""
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, ClassVar, Final
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
+from av.video.stream import VideoStream
+
+from unmask.stream.frame import Frame, Layout, Plane
+from unmask.stream.media import MediaInfo, Orientation, open_input
+from unmask.stream.stage import Context, Source
+
+_FLIP_CODES: Final = {(True, False): 1, (False, True): 0, (True, True): -1}
+"""OpenCV's codes for `flip`, by (mirror_x, mirror_y)."""
+
+
+class Decode(Source):
+    """Reads the video that `unmask.stream.media.probe` described.
+
+    A picture that already has the layout's format is copied plane by plane, to the bit; any other is converted by
+    libswscale to the nearest format. Pictures of another size (some streams change it midway) are scaled to the first
+    size. Packets that cannot be decoded are counted and passed over. Times are repaired as `Clock` says.
+
+    Args:
+        info: what `probe` found; `info.layout`, with or without `keep_source`, is the layout of the run.
+    """
+
+    name: ClassVar[str] = "decode"
+
+    def __init__(self, info: MediaInfo) -> None:
+        self._info = info
+
+    def open(self, context: Context) -> None:
+        self._notice = context.notice
+        self._notes: list[str] = []
+        self._frames = self._packets = self._errors = self._lost = 0
+        self._clock = Clock(self._info)
+        self._size: tuple[int, int] | None = None
+        self._container = open_input(self._info.path)
+        self._stream = _video_stream(self._container, self._info.stream_index)
+        self._stream.thread_type = "AUTO"
+        self._pictures = self._decode()
+
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        picture = next(self._pictures, None)
+        if picture is None:
+            self._report()
+            return ()
+        frame.pts, frame.time_base = self._clock.stamp(picture.pts), self._info.time_base
+        frame.discontinuity = self._changed_size(picture)
+        _fill(frame, picture, self._info.orientation)
+        self._frames += 1
+        return (frame,)
+
+    def close(self) -> None:
+        self._pictures.close()
+        self._container.close()
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "frames": self._frames,
+            "lost": self._lost,
+            "codec": self._info.codec,
+            "pix_fmt": self._info.pixel_format,
+            "notes": list(self._notes),
+        }
+
+    def _decode(self) -> Generator[VideoFrame]:
+        """All pictures that can be decoded, in the order of their times."""
+        last: int | None = None
+        given = 0
+        for packet in self._read():
+            for picture in self._pictures_of(self._stream, packet):
+                last, given = picture.pts, given + 1
+                yield picture
+        if given < self._packets and last is not None:
+            yield from self._decode_after(last)
+        self._lost = self._count_lost()
+
+    def _decode_after(self, last: int) -> Iterator[VideoFrame]:
+        """Decode the end again, one picture at a time, and give the pictures later than `last`.
+
+        With frame threads, one damaged packet among the last few takes the sound ones beside it along.
+        """
+        with open_input(self._info.path) as container:
+            stream = _video_stream(container, self._info.stream_index)
+            stream.thread_type = "SLICE"
+            try:
+                container.seek(last, stream=stream)
+            except av.FFmpegError:
+                return
+            for packet in container.demux(stream):
+                for picture in self._pictures_of(stream, packet):
+                    if picture.pts is not None and picture.pts > last:
+                        yield picture
+
+    def _pictures_of(self, stream: VideoStream, packet: "av.Packet[VideoStream] | None") -> list[VideoFrame]:
+        try:
+            return stream.decode(packet)
+        except av.FFmpegError:
+            self._errors += 1
+            return []
+
+    def _read(self) -> Iterator["av.Packet[VideoStream] | None"]:
+        """All packets of the stream, then None, which drains the decoder, even where reading ends in an error."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    self._packets += not packet.is_discard
+                    yield packet
+        except av.FFmpegError:
+            self._errors += 1
+        yield None
+
+    def _count_lost(self) -> int:
+        """Packets that gave no picture because of damage, and those that the index names but the file does not hold.
+
+        Without an error nothing is lost: some codecs put two packets into one picture.
+        """
+        damaged = max(0, self._packets - self._frames) if self._errors else 0
+        return damaged + max(0, len(self._stream.index_entries) - self._packets)
+
+    def _changed_size(self, picture: VideoFrame) -> bool:
+        size = picture.width, picture.height
+        changed = self._size is not None and size != self._size
+        if changed:
+            first = _coded_size(self._info.layout, self._info.orientation)
+            self._note(f"the video changes to {size[0]}x{size[1]} px; kept at its first size, {first[0]}x{first[1]} px")
+        self._size = size
+        return changed
+
+    def _report(self) -> None:
+        if self._lost:
+            total = self._frames + self._lost
+            self._note(f"{self._info.path.name}: damaged, {self._lost} of {total} pictures could not be decoded")
+        elif self._errors:
+            self._note(f"{self._info.path.name}: damaged, {self._frames} pictures could be decoded")
+        if self._clock.repaired:
+            self._note(f"{self._info.path.name}: {self._clock.repaired} pictures had no usable time and were given one")
+
+    def _note(self, line: str) -> None:
+        self._notes.append(line)
+        self._notice(line)
+
+
+def _video_stream(container: InputContainer, index: int) -> VideoStream:
+    stream = container.streams[index]
+    assert isinstance(stream, VideoStream)
+    for other in container.streams:
+        if other is not stream:
+            other.discard = av.stream.Discard.all
+    return stream
+
+
+class Clock:
+    """Gives each frame a time later than that of the frame before it.
+
+    A time that is later is kept as it is, however uneven the steps. A missing one is set one frame after the frame
+    before. One that repeats, or goes back by less than a second, is set one tick after the frame before. One that goes
+    back further begins a new recording in the same file: it is set one frame after the frame before, and all later
+    times are shifted with it.
+
+    Args:
+        info: gives the time base and the usual step.
+
+    Attributes:
+        repaired: how many times were missing or not later, where the file has times at all.
+    """
+
+    def __init__(self, info: MediaInfo) -> None:
+        self._step = info.frame_step
+        self._second = 1 / info.time_base
+        self._offset = 0
+        self._last: int | None = None
+        self._timed = False
+        self.repaired = 0
+
+    def stamp(self, pts: int | None) -> int:
+        """The time of the next frame, in the time base of `pts`."""
+        self._timed = self._timed or pts is not None
+        if self._last is None:
+            self._last = pts or 0
+        elif pts is not None and pts + self._offset > self._last:
+            self._last = pts + self._offset
+        else:
+            self.repaired += self._timed
+            self._last = self._repair(pts, self._last)
+        return self._last
+
+    def _repair(self, pts: int | None, last: int) -> int:
+        if pts is None:
+            return last + self._step
+        if last - (pts + self._offset) < self._second:
+            return last + 1
+        self._offset = last + self._step - pts
+        return last + self._step
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _fill(frame: Frame, picture: VideoFrame, orientation: Orientation) -> None:
+    """Write a picture into a frame's planes, and into their untouched copy if the layout keeps one."""
+    layout = frame.layout
+    fitted = _fitted(picture, layout, _coded_size(layout, orientation))
+    for source, target in zip(plane_views(fitted, layout), frame.planes, strict=True):
+        _copy_upright(source, target, orientation)
+    if layout.keep_source:
+        size = layout.frame_bytes
+        frame.buffer[size : 2 * size] = frame.buffer[:size]
+
+
+def _coded_size(layout: Layout, orientation: Orientation) -> tuple[int, int]:
+    """Width and height in px before the picture is made upright."""
+    return (layout.height, layout.width) if orientation.transpose else (layout.width, layout.height)
+
+
+def _fitted(picture: VideoFrame, layout: Layout, size: tuple[int, int]) -> VideoFrame:
+    """The picture itself where it has the layout's format and size, else a converted one."""
+    if (picture.width, picture.height) == size and picture.format.name.replace("yuvj", "yuv") == layout.format:
+        return picture
+    to_yuv = picture.format.is_rgb and layout.pixel_format.planar
+    source_range = ColorRange.JPEG if to_yuv or layout.full_range else ColorRange.MPEG
+    # Equal ranges on both sides leave the samples as they are; otherwise libswscale takes grey for full range.
+    target_range = ColorRange.JPEG if layout.full_range else ColorRange.MPEG
+    return picture.reformat(
+        *size,
+        layout.format,
+        dst_colorspace="ITU709" if to_yuv else None,
+        interpolation="BICUBIC",
+        src_color_range=source_range,
+        dst_color_range=target_range,
+    )
+
+
+def plane_views(picture: VideoFrame, layout: Layout) -> Iterator[Plane]:
+    """Views of a picture's planes without the padding of their rows: (H, W), or (H, W, 3) for packed RGB."""
+    channels = 1 if layout.pixel_format.planar else 3
+    item = layout.dtype.itemsize
+    for plane in picture.planes:
+        stride = abs(plane.line_size)
+        shape, strides = (plane.height, plane.width * channels), (stride, item)
+        view: Plane = np.ndarray(shape, layout.dtype, buffer=memoryview(plane), strides=strides)
+        # A negative line size means that the rows lie from bottom to top.
+        view = view[::-1] if plane.line_size < 0 else view
+        yield view if channels == 1 else view.reshape(plane.height, plane.width, channels)
+
+
+def _copy_upright(source: Plane, target: Plane, orientation: Orientation) -> None:
+    flip = _FLIP_CODES.get(orientation[1:])
+    if flip is None and not orientation.transpose:
+        np.copyto(target, source)
+    elif flip is None:
+        cv2.transpose(source, dst=target)
+    else:
+        cv2.flip(cv2.transpose(source) if orientation.transpose else source, flip, dst=target)

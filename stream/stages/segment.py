@@ -1,0 +1,124 @@
+"""Segment: cuts the canonical crop of each face, finds the mask in it, and decides whether the face wears one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.models.engine import Engine, choose, load
+from unmask.models.geometry import CROP_SIZE
+from unmask.stream.canvas import Canvas
+from unmask.stream.frame import U8, Face, Frame
+from unmask.stream.stage import Context, Stage
+
+F32 = npt.NDArray[np.float32]
+
+_PIXELS: Final = CROP_SIZE * CROP_SIZE
+_WEARS_AREA: Final = 0.03
+"""Share of the crop that a mask covers at least; one worn well covers a fifth, one under the chin about a tenth."""
+_KEEPS_AREA: Final = 0.015
+"""The same for a face that wore one in the frame before: between the two nothing changes, so nothing flickers."""
+_SPECK_PX: Final = 5
+"""Spots narrower than this are mistakes."""
+_GROW_PX: Final = 6
+"""How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
+_FEATHER_PX: Final = 5
+"""Width of the soft edge."""
+_STEADY: Final = 0.5
+"""Weight of the frame before in the probability; more would lag behind a hand that moves in front of the mask."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    probability: F32
+    masked: bool
+
+
+def _disc(radius: int) -> U8:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
+
+
+def _border_window() -> F32:
+    """(S, S) float32, 1 inside, falling to 0 at the border of the crop, beyond which nothing can be painted."""
+    ramp = np.clip(np.minimum(np.arange(CROP_SIZE), np.arange(CROP_SIZE)[::-1]) / 8.0, 0, 1)
+    return np.asarray(np.minimum.outer(ramp, ramp), np.float32)
+
+
+class MaskShape:
+    """From a probability to the region that is painted."""
+
+    def __init__(self) -> None:
+        self._speck = _disc(_SPECK_PX // 2)
+        self._grow = _disc(_GROW_PX)
+        self._window = _border_window()
+
+    def solid(self, probability: F32) -> U8:
+        """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
+        found = np.asarray(probability > 127.5, np.uint8) * np.uint8(255)
+        return np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, self._speck), np.uint8)
+
+    def alpha(self, solid: U8) -> U8:
+        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge."""
+        grown = cv2.blur(cv2.dilate(solid, self._grow), (_FEATHER_PX, _FEATHER_PX))
+        return np.asarray(grown * self._window, np.uint8)
+
+
+class Segment(Stage):
+    """Writes `crop`, `mask`, `mask_score` and `masked` of each face.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    name: ClassVar[str] = "segment"
+
+    def __init__(self, device: str = "auto") -> None:
+        self._device = device
+
+    def open(self, context: Context) -> None:
+        self._canvas = Canvas(context.layout)
+        choice = choose(self._device)
+        for reason in choice.why_not_better:
+            context.notice(reason)
+        self._engine: Engine = load("segmenter", choice)
+        self._shape = MaskShape()
+        self._memory: dict[int, _Memory] = {}
+        self._faces_unmasked = 0
+        self._tracks_unmasked: set[int] = set()
+
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        if frame.discontinuity:
+            self._memory.clear()
+        for face in frame.faces:
+            self._segment(frame, face)
+        present = {face.track_id for face in frame.faces}
+        self._memory = {track: m for track, m in self._memory.items() if track in present}
+        return (frame,)
+
+    def _segment(self, frame: Frame, face: Face) -> None:
+        self._canvas.crop(frame, face.crop_from_frame, face.pictures.crop)
+        probability = self._engine(face.pictures.crop[None])[0].astype(np.float32)
+        memory = None if face.reset else self._memory.get(face.track_id)
+        if memory is not None:
+            probability += _STEADY * (memory.probability - probability)
+        solid = self._shape.solid(probability)
+        area = cv2.countNonZero(solid) / _PIXELS
+        needed = _KEEPS_AREA if memory is not None and memory.masked else _WEARS_AREA
+        face.masked = area >= needed
+        sure = float(probability[solid > 0].mean()) / 255.0 if area else 0.0
+        face.mask_score = sure * min(1.0, area / _WEARS_AREA)
+        face.pictures.mask[:] = self._shape.alpha(solid) if face.masked else 0
+        self._memory[face.track_id] = _Memory(probability, face.masked)
+        if face.masked:
+            self._faces_unmasked += 1
+            self._tracks_unmasked.add(face.track_id)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "engine": self._engine.description,
+            "masks_removed": self._faces_unmasked,
+            "people_unmasked": len(self._tracks_unmasked),
+        }

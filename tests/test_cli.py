@@ -1,0 +1,412 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from unmask import __version__, cli
+from unmask.stream.encoders import Codec
+
+WIDTH, HEIGHT = 128, 96
+
+LONG = 300
+"""Frames of a clip that takes several seconds."""
+
+
+def make_clip(path: Path, frames: int = 12, sound: bool = False, pictures: bool = True) -> Path:
+    """A grey clip that grows brighter, 25 fps; no faces in it."""
+    with av.open(str(path), "w") as container:
+        if pictures:
+            video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+            video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if sound or not pictures:
+            audio = container.add_stream("aac", rate=48_000, layout="mono")
+        if pictures:
+            for index in range(frames):
+                picture = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH), index % 200, np.uint8), format="gray")
+                container.mux(video.encode(picture.reformat(format="yuv420p")))
+            container.mux(video.encode())
+        if sound or not pictures:
+            tone = np.sin(np.arange(frames * 1920) / 20).astype(np.float32)
+            samples = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 48_000, 0, Fraction(1, 48_000)
+            container.mux(audio.encode(samples))
+            container.mux(audio.encode())
+    return path
+
+
+def make_noise(path: Path, frames: int) -> Path:
+    """A clip that is slow to code and large."""
+    noise = np.random.default_rng(0).integers(0, 256, (10, HEIGHT * 3 // 2, WIDTH), np.uint8)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "40"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise[index % len(noise)], format="yuv420p")))
+        container.mux(video.encode())
+    return path
+
+
+def count_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.fixture(scope="session")
+def clip_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", sound=True).read_bytes()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_bytes: bytes) -> Path:
+    """The current folder, holding clip.mp4 (12 frames with sound)."""
+    (tmp_path / "clip.mp4").write_bytes(clip_bytes)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def start(*arguments: str, **options: object) -> "subprocess.Popen[str]":
+    """The real program, in a process of its own."""
+    command = [sys.executable, "-m", "unmask.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+# --- help and usage ---------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from unmask.cli import main; code = main(['video', '--help']) or main(['--version']);"
+        "sys.exit(code or any(name in sys.modules for name in ('cv2', 'av', 'openvino', 'torch', 'numpy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "--overwrite" in done.stdout
+    assert done.stdout.endswith(f"unmask {__version__}\n")
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "Usage: unmask" in capsys.readouterr().out
+
+
+def test_codecs_are_those_of_the_encoders() -> None:
+    assert [codec.value for codec in cli.CodecName] == [codec.value for codec in Codec]
+
+
+# --- what the user gets wrong -----------------------------------------------------------------------------------------
+
+
+def _empty() -> None:
+    Path("bad.mp4").write_bytes(b"")
+
+
+def _text() -> None:
+    Path("bad.mp4").write_text("this is no video\n" * 100)
+
+
+def _sound_only() -> None:
+    make_clip(Path("sound.m4a"), pictures=False)
+
+
+def _symbolic_link() -> None:
+    Path("link.mp4").symlink_to("clip.mp4")
+
+
+def _hard_link() -> None:
+    Path("link.mp4").hardlink_to("clip.mp4")
+
+
+def _same_names() -> None:
+    for folder in ("a", "b", "out"):
+        Path(folder).mkdir()
+    for folder in ("a", "b"):
+        (Path(folder) / "same.mp4").hardlink_to("clip.mp4")
+
+
+def _existing() -> None:
+    Path("clip.unmasked.mp4").write_text("mine")
+
+
+def _empty_folder() -> None:
+    Path("empty").mkdir()
+
+
+def _picture() -> None:
+    cv2.imwrite("still.png", np.zeros((8, 8, 3), np.uint8))
+
+
+def _two_stems() -> None:
+    for name in ("still.png", "still.jpg"):
+        cv2.imwrite(name, np.zeros((8, 8, 3), np.uint8))
+    for folder in ("out", "masks"):
+        Path(folder).mkdir()
+
+
+def _report() -> None:
+    Path("clip.json").hardlink_to("clip.mp4")
+
+
+def _nothing() -> None:
+    pass
+
+
+BAD_USE: Sequence[tuple[Callable[[], None], str, str]] = [
+    (_nothing, "video", "Missing argument"),
+    (_nothing, "wideo clip.mp4", "No such command 'wideo'"),
+    (_nothing, "video clip.mp4 --sharper", "No such option: --sharper"),
+    (_nothing, "video clip.mp4 --crf best", "'--crf'"),
+    (_nothing, "video clip.mp4 --crf 64", "'--crf'"),
+    (_nothing, "video clip.mp4 --codec h264 --crf 60", "--crf 0 to 51"),
+    (_nothing, "video clip.mp4 --codec mpeg2", "'--codec'"),
+    (_nothing, "video clip.mp4 --preset hasty", "veryfast"),
+    (_nothing, "video clip.mp4 --max-faces 0", "'--max-faces'"),
+    (_nothing, "video clip.mp4 --device tpu", "none of auto, cpu, cuda"),
+    (_nothing, "video clip.mp4 --device cuda:x", "none of auto, cpu, cuda"),
+    (_nothing, "video clip.mp4 --device cuda:999", "cuda:999"),
+    (_nothing, "video none.mp4", "none.mp4: no such file"),
+    (_nothing, "video none*.mp4", "none*.mp4: no file ending in"),
+    (_empty, "video bad.mp4", "bad.mp4: is empty"),
+    (_text, "video bad.mp4", "bad.mp4: not a readable video"),
+    (_sound_only, "video sound.m4a", "sound.m4a: holds sound but no video"),
+    (_picture, "video still.png", "use `unmask image`"),
+    (_empty_folder, "video empty", "empty: no file ending in"),
+    (_nothing, "video clip.mp4 -o missing/", "missing/: no such folder"),
+    (_nothing, "video clip.mp4 -o missing/out.mp4", "missing: no such folder"),
+    (_nothing, "video clip.mp4 -o /proc/out.mp4", "/proc: cannot be written to"),
+    (_nothing, "video clip.mp4 -o out.xyz", ".xyz"),
+    (_nothing, "video clip.mp4 -o clip.mp4 --overwrite", "would overwrite the input"),
+    (_symbolic_link, "video clip.mp4 -o link.mp4 --overwrite", "would overwrite the input"),
+    (_hard_link, "video clip.mp4 -o link.mp4 --overwrite", "would overwrite the input"),
+    (_same_names, "video a b -o out", "would both be written to out/same.mp4"),
+    (_same_names, "video a b -o out.mp4", "-o must name a folder"),
+    (_existing, "video clip.mp4", "clip.unmasked.mp4: exists and is kept"),
+    (_nothing, "video clip.mp4 --report clip.txt", "must be named FILE.json"),
+    (_nothing, "video clip.mp4 --report missing/r.json", "missing: no such folder"),
+    (_report, "video clip.mp4 --report clip.json", "would overwrite the input"),
+    (_nothing, "image clip.mp4 -o out.png", "neither PNG nor JPEG nor WebP"),
+    (_picture, "image still.png -o still.mp4", "the name must end in"),
+    (_picture, "image still.png --mask-dir missing", "missing: no such folder"),
+    (_picture, "image still.png --mask-dir .", "would overwrite the input"),
+    (_two_stems, "image still.png still.jpg -o out --mask-dir masks", "would both be written to masks/still.png"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "line", "says"), BAD_USE, ids=[line for _, line, _ in BAD_USE])
+def test_mistakes_get_one_line_and_leave_nothing(
+    here: Path, capfd: pytest.CaptureFixture[str], prepare: Callable[[], None], line: str, says: str
+) -> None:
+    prepare()
+    before = snapshot(here)
+    code = cli.main(line.split())
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    assert says in err
+    assert err.startswith("unmask: ")
+    assert err.count("\n") == 1, err
+    assert out == ""
+    assert snapshot(here) == before
+
+
+def test_faults_of_our_own_get_one_line_too(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(cli, "find_inputs", fail)
+    assert cli.main(["video", "clip.mp4"]) == 1
+    quiet = capfd.readouterr().err
+    monkeypatch.setenv("UNMASK_DEBUG", "1")
+    assert cli.main(["video", "clip.mp4"]) == 1
+    loud = capfd.readouterr().err
+    assert quiet.count("\n") == 1
+    assert "RuntimeError: boom" in quiet
+    assert "Traceback" in loud
+
+
+# --- what the user gets -----------------------------------------------------------------------------------------------
+
+
+def test_video_and_its_report(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["video", "clip.mp4", "--report", "report.json"]) == 0
+    report = json.loads((here / "report.json").read_text())
+    assert sorted(path.name for path in here.iterdir()) == ["clip.mp4", "clip.unmasked.mp4", "report.json"]
+    assert count_frames(here / "clip.unmasked.mp4") == report["frames"] == 12
+    assert (report["width"], report["height"], report["dropped"], report["cancelled"]) == (WIDTH, HEIGHT, 0, False)
+    assert (report["faces"], report["masks_removed"]) == (0, 0)
+    assert report["encoder"] == "libx264"
+    assert report["engine"]
+    assert list(report["stages"]) == ["decode", "track", "segment", "inpaint", "smooth", "encode"]
+    for timing in report["stages"].values():
+        assert 0 <= timing["p50"] <= timing["p95"] <= timing["p99"]
+    assert "clip.mp4 -> clip.unmasked.mp4: 12 frames" in capfd.readouterr().out
+
+
+def test_other_folder_keeps_the_name_and_sound_is_kept(here: Path) -> None:
+    (here / "out").mkdir()
+    assert cli.main(["video", "clip.mp4", "-o", "out", "--quiet"]) == 0
+    with av.open("out/clip.mp4") as container:
+        assert len(container.streams.audio) == 1
+        assert "synthetic" in container.metadata["comment"]
+
+
+def test_quiet_writes_nothing(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["video", "clip.mp4", "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_overwrite_replaces(here: Path) -> None:
+    _existing()
+    assert cli.main(["video", "clip.mp4", "--overwrite", "--quiet"]) == 0
+    assert count_frames(here / "clip.unmasked.mp4") == 12
+
+
+def test_one_bad_input_does_not_stop_the_others(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "in").mkdir()
+    (here / "out").mkdir()
+    (here / "in" / "a.mp4").write_bytes(b"")
+    for name in ("b.mp4", "c.unmasked.mp4", "notes.txt"):
+        (here / "in" / name).hardlink_to(here / "clip.mp4")
+    assert cli.main(["video", "in", "-o", "out", "--report", "report.json"]) == 2
+    out, err = capfd.readouterr()
+    bad, good = json.loads((here / "report.json").read_text())
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["b.mp4"]
+    assert (bad["input"], bad["exit_code"], good["input"], good["frames"]) == ("in/a.mp4", 2, "in/b.mp4", 12)
+    assert bad["error"] in err
+    assert "in/c.unmasked.mp4: passed over" in err
+    assert "1 of 2 done" in out
+
+
+def test_compare_is_twice_as_wide(here: Path) -> None:
+    assert cli.main(["video", "clip.mp4", "--compare", "--quiet"]) == 0
+    with av.open("clip.unmasked.mp4") as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (2 * WIDTH, HEIGHT)
+
+
+def test_processes_give_the_same_file(here: Path) -> None:
+    # A program of its own: children of the test's process would import what the test run has imported.
+    assert cli.main(["video", "clip.mp4", "-o", "threads.mkv", "--quiet"]) == 0
+    with start("video", "clip.mp4", "-o", "processes.mkv", "--quiet", "--processes", "--device", "cpu") as program:
+        assert program.wait(timeout=120) == 0
+    frames = []
+    for name in ("threads.mkv", "processes.mkv"):
+        with av.open(name) as container:
+            frames.append([frame.to_ndarray() for frame in container.decode(video=0)])
+    np.testing.assert_array_equal(frames[0], frames[1])
+
+
+def test_disk_full_is_one_line_and_leaves_nothing(here: Path) -> None:
+    make_noise(Path("noise.mp4"), frames=100)
+    before = snapshot(here)
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    with start("video", "noise.mp4", "--crf", "0", "--device", "cpu", cwd=here, preexec_fn=small_disk) as program:
+        _, err = program.communicate(timeout=120)
+    assert program.returncode == 1, err
+    assert err.startswith("unmask: ")
+    assert err.count("\n") == 1
+    assert snapshot(here) == before
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def _start_long_run(folder: Path) -> "subprocess.Popen[str]":
+    """A run that will take a while, once it is writing frames."""
+    make_noise(folder / "long.mp4", frames=LONG)
+    program = start("video", "long.mp4", "--preset", "veryslow", "--device", "cpu", cwd=folder)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 20_000 for path in folder.glob(".long.unmasked.*")):
+        assert time.monotonic() < deadline
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.02)
+    return program
+
+
+def test_interrupting_once_leaves_a_playable_part(tmp_path: Path) -> None:
+    with _start_long_run(tmp_path) as program:
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=60)
+    assert program.returncode == 130, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.mp4", "long.unmasked.partial.mp4"]
+    assert 0 < count_frames(tmp_path / "long.unmasked.partial.mp4") < LONG
+    assert "Traceback" not in err
+
+
+def test_interrupting_twice_leaves_nothing(tmp_path: Path) -> None:
+    with _start_long_run(tmp_path) as program:
+        # Two kinds of signal, because two of one kind that come at once are delivered as one.
+        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGTERM)
+        _, err = program.communicate(timeout=30)
+    assert program.returncode == 130, err
+    assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]
+    assert "Traceback" not in err
+
+
+def test_bar_on_a_terminal(here: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "unmask.cli", "video", "clip.mp4", "--device", "cpu"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+    ) as program:
+        os.close(theirs)
+        shown = b""
+        while chunk := _read(ours):
+            shown += chunk
+    os.close(ours)
+    assert program.returncode == 0, shown
+    assert b"fps" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that the other side has gone
+        return b""
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_masks_and_report(here: Path) -> None:
+    for folder in ("in", "out", "masks"):
+        (here / folder).mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (60, 81, 3), np.uint8)
+    for name in ("a.png", "b.jpg", "c.webp"):
+        cv2.imwrite(f"in/{name}", picture)
+    assert cli.main(["image", "in", "-o", "out", "--mask-dir", "masks", "--report", "r.json", "--quiet"]) == 0
+    reports = json.loads(Path("r.json").read_text())
+    assert [report["output"] for report in reports] == ["out/a.png", "out/b.jpg", "out/c.webp"]
+    assert [(report["width"], report["height"], report["faces"]) for report in reports] == [(81, 60, [])] * 3
+    for name in ("a.png", "b.jpg", "c.webp"):
+        assert Path("out", name).read_bytes() == Path("in", name).read_bytes()  # no mask: nothing to change
+    for stem in "abc":
+        mask = cv2.imread(f"masks/{stem}.png", cv2.IMREAD_UNCHANGED)
+        assert mask is not None
+        assert (mask.shape, mask.dtype, mask.max()) == ((60, 81), np.uint8, 0)
+
+
+def test_picture_is_converted_to_the_format_asked_for(here: Path) -> None:
+    _picture()
+    assert cli.main(["image", "still.png", "-o", "still.jpg", "--quiet"]) == 0
+    assert Path("still.jpg").read_bytes()[:2] == b"\xff\xd8"

@@ -1,0 +1,379 @@
+"""Probing and decoding: what PyAV decodes must arrive to the bit, upright, with its times, from any kind of file."""
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from unmask.errors import UserError
+from unmask.stream.frame import Frame, Matrix
+from unmask.stream.media import MediaInfo, Orientation, nearest_format, probe, with_source
+from unmask.stream.stage import Context
+from unmask.stream.stages.decode import Clock, Decode
+
+LOSSLESS = {"qp": "0", "preset": "ultrafast"}
+
+
+def picture(number: int, width: int, height: int, form: str) -> av.VideoFrame:
+    """A picture in which every sample differs from its neighbours, different for every number."""
+    made = av.VideoFrame(width, height, form)
+    for index, plane in enumerate(made.planes):
+        samples = np.frombuffer(memoryview(plane), np.uint16 if "10" in form else np.uint8)
+        samples[:] = (np.arange(samples.size) * (7 + index) + 31 * number) % 199 + 20
+    return made
+
+
+def write_clip(
+    path: Path,
+    pts: Sequence[int] = tuple(range(6)),
+    *,
+    size: tuple[int, int] = (64, 48),
+    form: str = "yuv420p",
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    rotation: tuple[float, bool, bool] | None = None,
+    container: dict[str, str] | None = None,
+) -> Path:
+    with av.open(str(path), "w", container_options=container or {}) as output:
+        stream = output.add_stream(codec, rate=25, options=LOSSLESS if options is None else options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt = form
+        stream.codec_context.time_base = stream.time_base = time_base
+        if rotation:
+            stream.set_display_rotation(*rotation)
+        for number, time in enumerate(pts):
+            made = picture(number, *size, form)
+            made.pts, made.time_base = time, time_base
+            output.mux(stream.encode(made))
+        output.mux(stream.encode(None))
+    return path
+
+
+def decode(info: MediaInfo, notices: list[str] | None = None) -> tuple[list[Frame], dict[str, Any]]:
+    """All frames, each on a buffer of its own, and the summary."""
+    stage = pickle.loads(pickle.dumps(Decode(info)))
+    stage.open(Context(info.layout, 1, (notices if notices is not None else []).append))
+    frames: list[Frame] = []
+    while True:
+        buffer = np.zeros(info.layout.slot_bytes(1), np.uint8)
+        given = list(stage.process(Frame(len(frames), 0, Fraction(1), info.layout, buffer, 0)))
+        if not given:
+            break
+        frames += given
+    summary = stage.summary()
+    stage.close()
+    return frames, summary
+
+
+def pyav_planes(path: Path) -> list[list[bytes]]:
+    """The samples of every picture as PyAV gives them, row by row without padding."""
+    found = []
+    with av.open(str(path)) as source:
+        for frame in source.decode(video=0):
+            size = 2 if "10" in frame.format.name else 1
+            found.append([_rows(plane, plane.width * size) for plane in frame.planes])
+    return found
+
+
+def _rows(plane: Any, width: int) -> bytes:
+    data = bytes(plane)
+    return b"".join(data[row * plane.line_size :][:width] for row in range(plane.height))
+
+
+def raw(frames: Iterable[Frame]) -> list[list[bytes]]:
+    return [[plane.tobytes() for plane in frame.planes] for frame in frames]
+
+
+@pytest.mark.parametrize("form", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
+def test_planes_are_those_of_pyav_to_the_bit(tmp_path: Path, form: str) -> None:
+    path = write_clip(tmp_path / "clip.mp4", form=form, size=(70, 46))
+    info = probe(path)
+    frames, summary = decode(info)
+    assert info.layout.format == form
+    assert raw(frames) == pyav_planes(path)
+    assert summary == {"frames": 6, "lost": 0, "codec": "h264", "pix_fmt": form, "notes": []}
+
+
+def test_to_ndarray_agrees(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4")
+    frames, _ = decode(probe(path))
+    with av.open(str(path)) as source:
+        for mine, theirs in zip(frames, source.decode(video=0), strict=True):
+            flat = np.concatenate([plane.ravel() for plane in mine.planes])
+            np.testing.assert_array_equal(flat, theirs.to_ndarray().ravel())
+
+
+def test_odd_sizes_keep_every_sample(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv", size=(35, 27), codec="ffv1", options={})
+    info = probe(path)
+    frames, _ = decode(info)
+    assert (info.layout.width, info.layout.height) == (35, 27)
+    assert raw(frames) == pyav_planes(path)
+
+
+def test_full_range_is_kept_and_told(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mov", form="yuvj420p", codec="mjpeg", options={})
+    info = probe(path)
+    assert (info.pixel_format, info.layout.format, info.layout.full_range) == ("yuvj420p", "yuv420p", True)
+    assert raw(decode(info)[0]) == pyav_planes(path)
+
+
+def test_grey_keeps_its_levels(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mov", form="gray", codec="png", options={})
+    info = probe(path)
+    frames, _ = decode(info)
+    assert info.layout.format == "yuv420p"
+    assert [planes[0] for planes in raw(frames)] == [planes[0] for planes in pyav_planes(path)]
+    assert all((plane == 128).all() for frame in frames for plane in frame.planes[1:])
+
+
+def test_rgb_keeps_its_levels(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.avi", form="bgr24", codec="rawvideo", options={})
+    info = probe(path)
+    frames, _ = decode(info)
+    assert info.layout.format == "rgb24"
+    with av.open(str(path)) as source:
+        for mine, theirs in zip(frames, source.decode(video=0), strict=True):
+            np.testing.assert_array_equal(mine.planes[0], theirs.to_ndarray(format="rgb24"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("yuvj422p", "yuv422p"),
+        ("nv12", "yuv420p"),
+        ("gray", "yuv420p"),
+        ("gray12le", "yuv420p10le"),
+        ("yuva420p", "yuv420p"),
+        ("pal8", "rgb24"),
+        ("bgr0", "rgb24"),
+        ("gbrp10le", "yuv444p10le"),
+        ("yuv420p12le", "yuv420p10le"),
+        ("yuv440p", "yuv444p"),
+        ("p010le", "yuv420p10le"),
+        ("yuyv422", "yuv422p"),
+    ],
+)
+def test_nearest_format(name: str, expected: str) -> None:
+    assert nearest_format(name) == expected
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("mirror", [(False, False), (True, False), (False, True)])
+def test_every_orientation_comes_upright(tmp_path: Path, degrees: int, mirror: tuple[bool, bool]) -> None:
+    path = write_clip(tmp_path / "clip.mp4", size=(64, 48), rotation=(degrees, *mirror))
+    info = probe(path)
+    frames, _ = decode(info)
+    coded = [np.frombuffer(planes[0], np.uint8).reshape(48, 64) for planes in pyav_planes(path)]
+    for frame, image in zip(frames, coded, strict=True):
+        upright = np.rot90(image, degrees // 90)
+        upright = np.fliplr(upright) if mirror[0] else upright
+        upright = np.flipud(upright) if mirror[1] else upright
+        np.testing.assert_array_equal(frame.planes[0], upright)
+    turned = degrees in {90, -90}
+    assert (info.layout.width, info.layout.height) == ((48, 64) if turned else (64, 48))
+
+
+def test_display_matrix_that_is_slightly_off() -> None:
+    one = 1 << 16
+    matrix = np.array([3, one - 1, 0, -one + 2, -5, 0, 0, 0, 1 << 30], np.int32)
+    assert Orientation.from_display_matrix(matrix.tobytes()) == Orientation(True, True, False)
+
+
+def test_turned_422_becomes_444(tmp_path: Path) -> None:
+    info = probe(write_clip(tmp_path / "clip.mp4", form="yuv422p", rotation=(90, False, False)))
+    frames, _ = decode(info)
+    assert info.layout.format == "yuv444p"
+    assert frames[0].planes[1].shape == (64, 48)
+
+
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
+    times = (90, 3093, 6096, 96186, 96187, 200001)
+    info = probe(write_clip(tmp_path / "clip.mp4", times, time_base=Fraction(1, 90000)))
+    frames, _ = decode(info)
+    assert [frame.pts * frame.time_base for frame in frames] == [Fraction(time, 90000) for time in times]
+    assert not any(frame.discontinuity for frame in frames)
+
+
+def test_source_copy(tmp_path: Path) -> None:
+    info = with_source(probe(write_clip(tmp_path / "clip.mp4")))
+    frame = decode(info)[0][2]
+    for plane, source in zip(frame.planes, frame.source_planes, strict=True):
+        np.testing.assert_array_equal(plane, source)
+    frame.planes[0][:] = 0
+    assert frame.source_planes[0].any()
+
+
+def test_raw_stream_takes_its_times_from_the_rate(tmp_path: Path) -> None:
+    info = probe(write_clip(tmp_path / "clip.h264"))
+    frames, summary = decode(info)
+    assert [frame.pts_seconds for frame in frames] == pytest.approx([number / 25 for number in range(6)])
+    assert summary["notes"] == []
+
+
+def test_another_size_is_scaled_to_the_first(tmp_path: Path) -> None:
+    small, large = write_clip(tmp_path / "a.h264", size=(64, 48)), write_clip(tmp_path / "b.h264", size=(128, 96))
+    path = tmp_path / "both.h264"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    notices: list[str] = []
+    frames, _ = decode(probe(path), notices)
+    assert [frame.discontinuity for frame in frames] == [False] * 6 + [True] + [False] * 5
+    assert {frame.planes[0].shape for frame in frames} == {(48, 64)}
+    assert len(notices) == 1
+    assert "128x96" in notices[0]
+
+
+def test_damaged_packets_are_passed_over_and_counted(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", range(40), options={"qp": "10", "bf": "0", "g": "5"})
+    with av.open(str(path)) as source:
+        packets = [(packet.pos, packet.size) for packet in source.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in (packets[12], packets[38]):
+        assert position is not None
+        data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    notices: list[str] = []
+    frames, summary = decode(probe(path), notices)
+    assert summary["lost"] == 40 - len(frames) == 2
+    assert notices == summary["notes"] == ["clip.mp4: damaged, 2 of 40 pictures could not be decoded"]
+    assert all(early.pts < late.pts for early, late in pairwise(frames))
+
+
+def test_file_that_was_cut_short(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", range(40), container={"movflags": "+faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    notices: list[str] = []
+    frames, summary = decode(probe(path), notices)
+    assert 0 < len(frames) < 40
+    assert summary["lost"] == 40 - len(frames)
+    assert "damaged" in notices[0]
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "repaired"),
+    [
+        ([5, 45, 85], [5, 45, 85], 0),
+        ([None, None, None], [0, 40, 80], 0),
+        ([0, None, 90], [0, 40, 90], 1),
+        ([0, 40, 40, 80], [0, 40, 41, 80], 1),
+        ([0, 40, 30, 80], [0, 40, 41, 80], 1),
+        ([9000, 9040, 0, 40, 80], [9000, 9040, 9080, 9120, 9160], 1),
+    ],
+)
+def test_clock(tmp_path: Path, given: list[int | None], expected: list[int], repaired: int) -> None:
+    info = probe(write_clip(tmp_path / "clip.mkv"))
+    assert (info.time_base, info.frame_step) == (Fraction(1, 1000), 40)
+    clock = Clock(info)
+    assert [clock.stamp(pts) for pts in given] == expected
+    assert clock.repaired == repaired
+
+
+# --- probing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_probe_tells(tmp_path: Path) -> None:
+    info = probe(write_clip(tmp_path / "clip.mp4"))
+    assert (info.codec, info.bits, info.stream_index) == ("h264", 8, 0)
+    assert info.fps == Fraction(25)
+    assert info.frames_expected == 6
+    assert info.duration_seconds == pytest.approx(0.24)
+    assert info.layout.matrix is Matrix.BT601  # no tag and fewer than 576 lines
+    assert pickle.loads(pickle.dumps(info)) == info
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as output:
+        cover = output.add_stream("mjpeg", rate=1)
+        assert isinstance(cover, av.VideoStream)
+        cover.width = cover.height = 16
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        video = output.add_stream("libx264", rate=25)
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height = 64, 48
+        output.mux(cover.encode(picture(0, 16, 16, "yuvj420p")))
+        for number in range(3):
+            output.mux(video.encode(picture(number, 64, 48, "yuv420p")))
+        output.mux(video.encode(None))
+    info = probe(path)
+    assert (info.layout.width, info.layout.height, info.codec) == (64, 48, "h264")
+
+
+def _sound(path: Path) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000)
+        assert isinstance(stream, av.AudioStream)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "stereo")
+        samples.sample_rate = 8000
+        output.mux(stream.encode(samples))
+        output.mux(stream.encode(None))
+    return path
+
+
+def _picture_file(path: Path) -> Path:
+    picture(0, 32, 32, "rgb24").save(path)
+    return path
+
+
+def _unknown_codec(path: Path) -> Path:
+    path.write_bytes(write_clip(path).read_bytes().replace(b"avc1", b"zzzz"))
+    return path
+
+
+def _no_picture(path: Path) -> Path:
+    data = bytearray(write_clip(path).read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start : data.index(b"moov") - 4] = bytes(data.index(b"moov") - 4 - start)
+    path.write_bytes(data)
+    return path
+
+
+def _text(path: Path) -> Path:
+    path.write_text("no video\n" * 100)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("missing.mp4", lambda path: path, "no such file"),
+        ("folder.mp4", lambda path: path.mkdir() or path, "is a folder"),
+        ("empty.mp4", lambda path: path.touch() or path, "is empty"),
+        ("text.mp4", _text, "not a readable video"),
+        ("sound.wav", _sound, "sound but no video"),
+        ("picture.png", _picture_file, "unmask image"),
+        ("codec.mp4", _unknown_codec, "codec is not known"),
+        ("blank.mp4", _no_picture, "no picture in it can be decoded"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, name: str, make: Any, says: str) -> None:
+    path = make(tmp_path / name)
+    with pytest.raises(UserError, match=says) as caught:
+        probe(path)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_colon_in_the_name(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4").rename(tmp_path / "a:b ü.mp4")
+    assert len(decode(probe(path))[0]) == 6
+
+
+def test_tags_of_unknown_encoding_do_not_stop_a_run(tmp_path: Path) -> None:
+    buffer = io.BytesIO(write_clip(tmp_path / "clip.mkv").read_bytes().replace(b"ENCODER", b"\xffNCODER"))
+    path = tmp_path / "odd.mkv"
+    path.write_bytes(buffer.getvalue())
+    assert probe(path).codec == "h264"

@@ -1,0 +1,489 @@
+"""Encoding: what is in the file stays in the file, or a line says what was left out; failures leave nothing behind."""
+
+import pickle
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+import unmask
+from unmask.errors import StageError, UserError
+from unmask.stream.encoders import Codec, EncodeOptions
+from unmask.stream.frame import Frame
+from unmask.stream.media import Color, ContentLight, MasteringDisplay, MediaInfo, probe, with_source
+from unmask.stream.stage import Context
+from unmask.stream.stages.decode import Decode
+from unmask.stream.stages.encode import Encode
+
+FAST = EncodeOptions(preset="ultrafast")
+UNEVEN = (90, 3093, 6096, 96186, 97187, 99189, 200001)
+MARK = f"Face regions in this video are synthetic (unmask {unmask.__version__}); not evidence of identity."
+
+
+class Clip:
+    """A video file made for a test: moving stripes, and whatever else is added before `write`."""
+
+    def __init__(self, path: Path, container: str | None = None) -> None:
+        self.path = path
+        self.output = av.open(str(path), "w", format=container)
+        self.others: list[av.Packet[Any]] = []
+
+    def video(
+        self,
+        pts: Sequence[int] = tuple(range(25)),
+        *,
+        size: tuple[int, int] = (64, 48),
+        form: str = "yuv420p",
+        codec: str = "libx264",
+        options: dict[str, str] | None = None,
+        time_base: Fraction = Fraction(1, 25),
+        color: Color | None = None,
+        ratio: Fraction | None = None,
+    ) -> "Clip":
+        stream = self.output.add_stream(codec, rate=25, options={"preset": "ultrafast"} if options is None else options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt = form
+        context = stream.codec_context
+        context.time_base = stream.time_base = time_base
+        if color:
+            context.color_primaries, context.color_trc, context.colorspace, context.color_range = color
+        if ratio:
+            context.sample_aspect_ratio = ratio
+        self.stream, self.pts = stream, pts
+        return self
+
+    def sound(self, language: str = "eng", start: int = 0, seconds: float = 1.0, codec: str = "aac") -> "Clip":
+        stream = self.output.add_stream(codec, rate=48000)
+        assert isinstance(stream, av.AudioStream)
+        stream.metadata["language"] = language
+        for number in range(int(seconds * 48000 / 1024)):
+            tone = np.sin(np.arange(1024) * (0.02 + 0.001 * number)).astype(np.float32)
+            samples = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
+            samples.sample_rate, samples.pts = 48000, start + 1024 * number
+            self.others += stream.encode(samples)
+        self.others += stream.encode(None)
+        return self
+
+    def subtitles(self) -> "Clip":
+        stream = self.output.add_mux_stream("subrip")
+        stream.metadata.update(language="fra", title="Sous-titres")
+        stream.time_base = Fraction(1, 1000)
+        for number in range(3):
+            packet = av.Packet(f"ligne {number}".encode())
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = 300 * number
+            packet.duration = 200
+            self.others.append(packet)
+        return self
+
+    def write(self) -> Path:
+        with self.output as output:
+            size = self.stream.width, self.stream.height, str(self.stream.pix_fmt)
+            packets: list[av.Packet[Any]] = []
+            for number, time in enumerate(self.pts):
+                made = av.VideoFrame(*size)
+                for index, plane in enumerate(made.planes):
+                    data = np.frombuffer(memoryview(plane), np.uint16 if "10" in size[2] else np.uint8)
+                    data[:] = (np.arange(data.size) // 5 * (3 + index) + 9 * number) % 180 + 30
+                made.pts, made.time_base = time, self.stream.codec_context.time_base
+                packets += self.stream.encode(made)
+            packets += self.stream.encode(None)
+            # In the order of their times, as a camera would have written them.
+            output.mux(sorted(packets + self.others, key=lambda one: (one.dts or 0) * one.time_base))
+        return self.path
+
+
+def transcode(
+    info: MediaInfo,
+    output: Path,
+    options: EncodeOptions = FAST,
+    *,
+    frames: int | None = None,
+    notices: list[str] | None = None,
+    finish: bool = True,
+) -> tuple[list[Fraction], dict[str, Any]]:
+    """Decode and encode on one buffer, which both stages must be done with at once; the times and the summary."""
+    context = Context(info.layout, 1, (notices if notices is not None else []).append)
+    source, sink = Decode(info), pickle.loads(pickle.dumps(Encode(output, info, options)))
+    buffer = np.zeros(info.layout.slot_bytes(1), np.uint8)
+    times: list[Fraction] = []
+    source.open(context)
+    try:
+        sink.open(context)
+        try:
+            while len(times) != frames:
+                given = list(source.process(Frame(len(times), 0, Fraction(1), info.layout, buffer, 0)))
+                if not given:
+                    break
+                times.append(given[0].pts * given[0].time_base)
+                assert list(sink.process(given[0])) == given
+                buffer[:] = 0
+            if finish:
+                assert list(sink.flush()) == []
+            return times, sink.summary()
+        finally:
+            sink.close()
+    finally:
+        source.close()
+
+
+def times_in(path: Path) -> tuple[list[Fraction], Fraction]:
+    """When each picture is shown, and the tick of the clock."""
+    with av.open(str(path)) as source:
+        stream = source.streams.video[0]
+        tick = stream.time_base
+        assert tick is not None
+        return [picture.pts * tick for picture in source.decode(stream) if picture.pts is not None], tick
+
+
+def copied(path: Path) -> list[tuple[str, list[tuple[bytes, float]]]]:
+    """Type and packets, with their times in seconds, of all streams but the video."""
+    with av.open(str(path)) as source:
+        kept = [stream for stream in source.streams if stream.type in {"audio", "subtitle"}]
+        packets: dict[int, list[tuple[bytes, float]]] = {stream.index: [] for stream in kept}
+        for packet in source.demux(kept) if kept else ():
+            if packet.size and packet.pts is not None:
+                packets[packet.stream_index].append((bytes(packet), float(packet.pts * packet.time_base)))
+        return [(stream.type, packets[stream.index]) for stream in kept]
+
+
+def assert_same_copies(source: Path, output: Path) -> None:
+    for (kind, packets), (new_kind, new_packets) in zip(copied(source), copied(output), strict=True):
+        assert kind == new_kind
+        assert [data for data, _ in packets] == [data for data, _ in new_packets]
+        assert [time for _, time in new_packets] == pytest.approx([time for _, time in packets], abs=0.001)
+
+
+# --- pictures and times -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v", ".mkv", ".webm", ".flv", ".ts"])
+def test_every_time_is_kept(tmp_path: Path, suffix: str) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video(UNEVEN, time_base=Fraction(1, 90000)).write())
+    output = tmp_path / f"out{suffix}"
+    times, summary = transcode(info, output, EncodeOptions())
+    written, tick = times_in(output)
+    assert times == [Fraction(time, 90000) for time in UNEVEN]
+    assert len(written) == len(times) == summary["frames"]
+    assert max(abs(new - old) for new, old in zip(written, times, strict=True)) <= tick
+    assert summary["bytes"] == output.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".h264"])
+def test_containers_without_times_say_so(tmp_path: Path, suffix: str) -> None:
+    notices: list[str] = []
+    info = probe(Clip(tmp_path / "in.mp4").video().write())
+    transcode(info, tmp_path / f"out{suffix}", notices=notices)
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        assert sum(1 for _ in written.decode(video=0)) == 25
+    assert any("holds no times" in line for line in notices)
+
+
+def test_the_last_picture_lasts_as_long_as_before(tmp_path: Path) -> None:
+    path = Clip(tmp_path / "in.mkv").video(UNEVEN, time_base=Fraction(1, 90000)).write()
+    info = replace(probe(path), end_pts=5000)
+    transcode(info, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as written:
+        stream = written.streams.video[0]
+        assert stream.duration is not None
+        assert stream.time_base is not None
+        assert float(stream.duration * stream.time_base) == pytest.approx(5.0 - 0.001, abs=0.002)
+
+
+def test_lossless_output_is_the_source_to_the_bit(tmp_path: Path) -> None:
+    path = Clip(tmp_path / "in.mp4").video(size=(70, 46)).write()
+    transcode(probe(path), tmp_path / "out.mp4", EncodeOptions(crf=0, preset="ultrafast"))
+    with av.open(str(path)) as source, av.open(str(tmp_path / "out.mp4")) as written:
+        for old, new in zip(source.decode(video=0), written.decode(video=0), strict=True):
+            np.testing.assert_array_equal(old.to_ndarray(), new.to_ndarray())
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "stored", "encoder"),
+    [
+        ("yuv420p", None, "yuv420p", "libx264"),
+        ("yuv422p", None, "yuv422p", "libx264"),
+        ("yuv444p", Codec.HEVC, "yuv444p", "libx265"),
+        ("yuv420p10le", None, "yuv420p10le", "libx265"),
+        ("yuv420p10le", Codec.AV1, "yuv420p10le", "libsvtav1"),
+        ("yuv420p10le", Codec.H264, "yuv420p10le", "libx264"),
+        ("yuv422p", Codec.AV1, "yuv420p", "libsvtav1"),
+    ],
+)
+def test_depth_and_chroma_are_kept_where_the_codec_can(
+    tmp_path: Path, form: str, codec: Codec | None, stored: str, encoder: str
+) -> None:
+    notices: list[str] = []
+    info = probe(Clip(tmp_path / "in.mkv").video(range(4), form=form, codec="ffv1", options={}).write())
+    _, summary = transcode(info, tmp_path / "out.mp4", EncodeOptions(codec=codec), notices=notices)
+    assert (summary["encoder"], probe(tmp_path / "out.mp4").pixel_format) == (encoder, stored)
+    assert any(stored in line for line in notices) == (stored != form)
+
+
+@pytest.mark.parametrize(("codec", "stored"), [(None, "yuv420p"), (Codec.H264, "yuv444p"), (Codec.HEVC, "yuv444p")])
+def test_odd_sizes_are_kept(tmp_path: Path, codec: Codec | None, stored: str) -> None:
+    info = probe(Clip(tmp_path / "in.mkv").video(range(4), size=(161, 121), codec="ffv1", options={}).write())
+    transcode(info, tmp_path / "out.mp4", EncodeOptions(codec=codec))
+    written = probe(tmp_path / "out.mp4")
+    assert (written.layout.width, written.layout.height, written.pixel_format) == (161, 121, stored)
+
+
+def test_rgb_becomes_tagged_yuv_of_the_same_colours(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.avi").video(range(3), form="bgr24", codec="rawvideo", options={}).write())
+    transcode(info, tmp_path / "out.mp4", EncodeOptions(crf=0))
+    assert probe(tmp_path / "out.mp4").color == Color(matrix=1, range=1)
+    with av.open(str(info.path)) as source, av.open(str(tmp_path / "out.mp4")) as written:
+        for old, new in zip(source.decode(video=0), written.decode(video=0), strict=True):
+            expected = old.to_ndarray(format="rgb24").astype(int)
+            found = new.to_ndarray(format="rgb24", src_colorspace="ITU709", src_color_range="MPEG").astype(int)
+            assert abs(found - expected).mean() < 2
+
+
+def test_shape_of_pixels_and_colour_tags(tmp_path: Path) -> None:
+    color = Color(9, 16, 9, 2)
+    info = probe(Clip(tmp_path / "in.mp4").video(color=color, ratio=Fraction(4, 3)).write())
+    assert (info.color, info.sample_aspect_ratio, info.layout.full_range) == (color, Fraction(4, 3), True)
+    for name in ("out.mp4", "out.mkv", "out.flv"):
+        transcode(info, tmp_path / name)
+        written = probe(tmp_path / name)
+        assert (written.color, written.sample_aspect_ratio) == (color, Fraction(4, 3))
+    notices: list[str] = []
+    transcode(info, tmp_path / "out.webm", EncodeOptions(), notices=notices)
+    assert any("sample aspect ratio 4/3" in line for line in notices)
+
+
+@pytest.mark.parametrize("codec", [Codec.HEVC, Codec.AV1])
+def test_hdr10_metadata(tmp_path: Path, codec: Codec) -> None:
+    params = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+    options = {"preset": "ultrafast", "x265-params": f"log-level=none:master-display={params}:max-cll=1000,400"}
+    clip = Clip(tmp_path / "in.mp4").video(
+        range(4), form="yuv420p10le", codec="libx265", options=options, color=Color(9, 16, 9, 1)
+    )
+    info = probe(clip.write())
+    expected = MasteringDisplay((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), (0.3127, 0.329), 0.005, 1000)
+    assert (info.mastering_display, info.content_light) == (expected, ContentLight(1000, 400))
+    transcode(info, tmp_path / "out.mp4", EncodeOptions(codec=codec))
+    written = probe(tmp_path / "out.mp4")
+    assert (written.content_light, written.color) == (info.content_light, info.color)
+    assert written.mastering_display is not None
+    for new, old in zip(written.mastering_display, expected, strict=True):
+        assert new == pytest.approx(old, abs=1e-4)
+
+
+def test_turned_video_is_written_upright(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mp4").video(ratio=Fraction(2, 1))
+    clip.stream.set_display_rotation(90)
+    transcode(probe(clip.write()), tmp_path / "out.mp4")
+    written = probe(tmp_path / "out.mp4")
+    assert (written.layout.width, written.layout.height) == (48, 64)
+    assert (written.orientation, written.sample_aspect_ratio) == ((False, False, False), Fraction(1, 2))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (35, 27)])
+def test_before_and_after_side_by_side(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = Clip(tmp_path / "in.mkv").video(range(3), size=size, codec="ffv1", options={}).write()
+    info = with_source(probe(path))
+    transcode(info, tmp_path / "out.mp4", EncodeOptions(crf=0, compare=True))
+    width, height = size
+    half = width + width % 2
+    with av.open(str(path)) as source, av.open(str(tmp_path / "out.mp4")) as written:
+        for old, new in zip(source.decode(video=0), written.decode(video=0), strict=True):
+            assert (new.width, new.height) == (2 * half, height + height % 2)
+            before = np.frombuffer(bytes(old.planes[0]), np.uint8).reshape(height, -1)[:, :width]
+            both = np.frombuffer(bytes(new.planes[0]), np.uint8).reshape(new.height, -1)
+            np.testing.assert_array_equal(both[:height, :width], before)
+            np.testing.assert_array_equal(both[:height, half : half + width], before)
+
+
+# --- everything else in the file --------------------------------------------------------------------------------------
+
+
+def test_sound_is_copied_and_stays_in_step(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mp4").video(range(3, 28)).sound("deu", start=9600).sound("jpn", seconds=1.4)
+    path = clip.write()
+    times, summary = transcode(probe(path), tmp_path / "out.mp4")
+    assert_same_copies(path, tmp_path / "out.mp4")
+    assert times_in(tmp_path / "out.mp4")[0] == times
+    assert summary["left_out"] == []
+    with av.open(str(tmp_path / "out.mp4")) as written:
+        assert [stream.language for stream in written.streams.audio] == ["deu", "jpn"]
+
+
+def test_sound_lies_beside_its_pictures(tmp_path: Path) -> None:
+    path = Clip(tmp_path / "in.mp4").video(range(500)).sound(seconds=20).write()
+    transcode(probe(path), tmp_path / "out.mkv")
+    reached = {"video": 0.0, "audio": 0.0}
+    with av.open(str(tmp_path / "out.mkv")) as written:
+        for packet in written.demux():
+            if packet.pts is not None:
+                reached[packet.stream.type] = float(packet.pts * packet.time_base)
+                assert abs(reached["video"] - reached["audio"]) < 0.5
+
+
+def test_matroska_keeps_subtitles_chapters_attachments_and_tags(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mkv").video().sound(codec="libopus").subtitles()
+    clip.output.add_attachment("font.ttf", "application/x-truetype-font", b"\0\1\2" * 50)
+    clip.output.metadata.update(title="A title", comment="old words", director="Someone")
+    chapters: Any = [
+        {"id": 1, "start": 0, "end": 400, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}},
+        {"id": 2, "start": 400, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "two"}},
+    ]
+    clip.output.set_chapters(chapters)
+    path = clip.write()
+    _, summary = transcode(probe(path), tmp_path / "out.mkv")
+    assert summary["left_out"] == []
+    assert_same_copies(path, tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as written:
+        tags = {key.lower(): value for key, value in written.metadata.items()}
+        assert (tags["title"], tags["director"]) == ("A title", "Someone")
+        assert tags["comment"] == f"{MARK} old words"
+        assert [chapter["metadata"]["title"] for chapter in written.chapters()] == ["one", "two"]
+        assert [stream.data for stream in written.streams.attachments] == [b"\0\1\2" * 50]
+        (subtitles,) = written.streams.subtitles
+        assert (subtitles.language, subtitles.metadata["title"]) == ("fra", "Sous-titres")
+
+
+def test_what_the_container_cannot_hold_is_said(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mkv").video().sound().subtitles()
+    clip.output.metadata.update(director="Someone")
+    notices: list[str] = []
+    _, summary = transcode(probe(clip.write()), tmp_path / "out.mp4", notices=notices)
+    assert [kind for kind, _ in copied(tmp_path / "out.mp4")] == ["audio"]
+    assert len(summary["left_out"]) == 2
+    assert "subtitle stream 2 (srt): mp4 cannot hold it" in summary["left_out"][0]
+    assert "director" in summary["left_out"][1].lower()
+    assert [line for line in notices if line.startswith("left out: ")] == [
+        f"left out: {x}" for x in summary["left_out"]
+    ]
+
+
+def test_only_one_video_is_written(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mkv").video()
+    second = clip.output.add_stream("libx264", rate=25)
+    assert isinstance(second, av.VideoStream)
+    second.width, second.height = 32, 32
+    clip.others += second.encode(av.VideoFrame(32, 32, "yuv420p")) + second.encode(None)
+    _, summary = transcode(probe(clip.write()), tmp_path / "out.mkv")
+    assert summary["left_out"] == ["video stream 1 (h264): only one video is processed"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_cover_is_kept(tmp_path: Path, suffix: str) -> None:
+    clip = Clip(tmp_path / "in.mp4").video()
+    cover = clip.output.add_stream("mjpeg", rate=1)
+    assert isinstance(cover, av.VideoStream)
+    cover.width = cover.height = 16
+    cover.pix_fmt = "yuvj420p"
+    cover.disposition = av.stream.Disposition.attached_pic
+    clip.others += cover.encode(av.VideoFrame(16, 16, "yuvj420p"))
+    data = bytes(clip.others[0])
+    _, summary = transcode(probe(clip.write()), tmp_path / f"out{suffix}")
+    assert summary["left_out"] == []
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        covers = [one for one in written.streams.video if one.disposition & av.stream.Disposition.attached_pic]
+        assert [bytes(next(iter(written.demux(one)))) for one in covers] == [data]
+
+
+def test_processing_twice_marks_once(tmp_path: Path) -> None:
+    transcode(probe(Clip(tmp_path / "in.mp4").video().write()), tmp_path / "once.mp4")
+    transcode(probe(tmp_path / "once.mp4"), tmp_path / "twice.mp4")
+    with av.open(str(tmp_path / "twice.mp4")) as written:
+        assert written.metadata["comment"] == MARK
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_cut_short_ends_its_sound_too(tmp_path: Path) -> None:
+    path = Clip(tmp_path / "in.mp4").video(range(250)).sound(seconds=10).write()
+    times, _ = transcode(probe(path), tmp_path / "out.mp4", frames=50)
+    ((_, sound),) = copied(tmp_path / "out.mp4")
+    assert len(times) == len(times_in(tmp_path / "out.mp4")[0]) == 50
+    assert sound[-1][1] == pytest.approx(2.0, abs=0.05)
+
+
+def test_sound_that_is_longer_than_the_video_is_kept(tmp_path: Path) -> None:
+    path = Clip(tmp_path / "in.mp4").video().sound(seconds=5).write()
+    transcode(probe(path), tmp_path / "out.mp4")
+    assert_same_copies(path, tmp_path / "out.mp4")
+
+
+def test_closing_without_an_end_leaves_nothing(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video().sound().write())
+    transcode(info, tmp_path / "out.mp4", frames=10, finish=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_no_picture_is_an_error(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video().write())
+    with pytest.raises(StageError, match="not one picture"):
+        transcode(info, tmp_path / "out.mp4", frames=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """What a full disk does to a program: writing beyond `size` bytes fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mkv").video(range(60), size=(640, 480)).sound().write())
+    with largest_file(50_000), pytest.raises(StageError, match="no space left") as caught:
+        transcode(info, tmp_path / "out.mkv", EncodeOptions(crf=0, preset="ultrafast"))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "says"),
+    [
+        ("missing/out.mp4", FAST, "cannot be written"),
+        ("out.wmv", FAST, "'.wmv' files cannot be written"),
+        ("out.jpg", FAST, "'.jpg' files cannot be written"),
+        ("out", FAST, "'' files cannot be written"),
+        ("out.webm", EncodeOptions(codec=Codec.H264), "--codec h264 cannot be written to .webm"),
+        ("out.mp4", EncodeOptions(preset="warp"), "no --preset warp, only ultrafast"),
+        ("out.mp4", EncodeOptions(crf=52), "--crf 0 to 51, not 52"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, output: str, options: EncodeOptions, says: str
+) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video().write())
+    with pytest.raises(UserError, match=says) as caught:
+        transcode(info, tmp_path / output, options)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_asking_for_a_gpu_names_the_encoder(tmp_path: Path) -> None:
+    notices: list[str] = []
+    info = probe(Clip(tmp_path / "in.mp4").video(size=(256, 256)).write())
+    _, summary = transcode(info, tmp_path / "out.mp4", EncodeOptions(gpu=True), notices=notices)
+    assert notices[0].startswith(f"encoder {summary['encoder']}")
+    assert "nvenc" in notices[0]
+
+
+def test_suffix_decides_the_container(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video().write())
+    sink = Encode(tmp_path / "draft", info, suffix=".mkv")
+    sink.open(Context(info.layout))
+    buffer = np.zeros(info.layout.slot_bytes(1), np.uint8)
+    list(sink.process(Frame(0, 0, info.time_base, info.layout, buffer, 0)))
+    list(sink.flush())
+    sink.close()
+    assert "matroska" in probe(tmp_path / "draft").container

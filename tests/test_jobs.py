@@ -1,0 +1,166 @@
+"""Jobs on pictures, with a stage that paints a known square; `test_cli.py` runs the real ones."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unmask.errors import StageError, UserError
+from unmask.models.geometry import CROP_SIZE
+from unmask.stream import jobs
+from unmask.stream.canvas import Canvas
+from unmask.stream.frame import Face, Frame
+from unmask.stream.jobs import FaceFound, Failed, PictureDesk, write_report
+from unmask.stream.naming import Job
+from unmask.stream.pipeline import Settings, face_stages
+from unmask.stream.stage import Context, Stage
+
+RED = (250, 10, 20)
+SQUARE = (slice(20, 60), slice(30, 80))
+"""Rows and columns of the crop that are painted; the crop lies in the picture's upper left corner."""
+
+
+class PaintSquare(Stage):
+    """Finds one masked face and paints `SQUARE` red."""
+
+    name: ClassVar[str] = "paint"
+    opened: ClassVar[int] = 0
+
+    def open(self, context: Context) -> None:
+        self._canvas = Canvas(context.layout)
+        PaintSquare.opened += 1
+        context.notice("painting squares")
+
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        pictures = frame.face_pictures(0)
+        pictures.mask[:] = 0
+        pictures.mask[SQUARE] = 255
+        pictures.painted[:] = RED
+        identity = np.array([[1.0, 0, 0], [0, 1, 0]])
+        points = np.zeros((468, 3), np.float32)
+        frame.faces = [Face(1, (1.04, 2, 100, 90), 0.9, points, identity, True, pictures, 0.75, masked=True)]
+        self._canvas.paste(frame, identity, pictures.painted, pictures.mask)
+        return (frame,)
+
+
+class FindNothing(Stage):
+    name: ClassVar[str] = "nothing"
+
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        return (frame,)
+
+
+class Lose(FindNothing):
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        return ()
+
+
+class Break(FindNothing):
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        raise IndexError("out of range")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A (120, 200) PNG of noise."""
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (120, 200, 3), np.uint8))
+    return path
+
+
+def use(monkeypatch: pytest.MonkeyPatch, stage: type[Stage]) -> None:
+    monkeypatch.setattr(jobs, "face_stages", lambda settings: (stage(),))
+
+
+def read(path: Path) -> npt.NDArray[np.uint8]:
+    bgr = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert bgr is not None
+    return np.asarray(bgr, np.uint8)
+
+
+def test_only_the_mask_changes_and_the_picture_says_so(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, PaintSquare)
+    job, mask = Job(picture, tmp_path / "b.png"), tmp_path / "mask.png"
+    with PictureDesk(Settings()) as desk:
+        done = desk.unmask(job, mask)
+    before, after = read(picture), read(job.target)
+    changed = (before != after).any(axis=2)
+    expected = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+    expected[SQUARE] = 255
+    np.testing.assert_array_equal(read(mask), expected[:120, :200])
+    assert not changed[expected[:120, :200] == 0].any()
+    assert (after[SQUARE] == RED[::-1]).all()
+    assert b"Face regions in this picture are synthetic" in job.target.read_bytes()
+    assert (done.width, done.height, done.masks_removed, done.mask) == (200, 120, 1, str(mask))
+    assert done.faces == (FaceFound((1.0, 2.0, 100.0, 90.0), 0.75, unmasked=True),)
+
+
+def test_picture_without_a_mask_is_the_same_file(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, FindNothing)
+    job = Job(picture, tmp_path / "b.png")
+    with PictureDesk(Settings()) as desk:
+        done = desk.unmask(job)
+    assert job.target.read_bytes() == picture.read_bytes()
+    assert (done.faces, done.masks_removed, done.notices) == ((), 0, ())
+
+
+def test_stages_are_opened_once_per_size_and_speak_once(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, PaintSquare)
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((90, 300, 3), np.uint8))
+    PaintSquare.opened = 0
+    lines: list[str] = []
+    with PictureDesk(Settings(), notice=lines.append) as desk:
+        for number, name in enumerate(["a.png", "a.png", "wide.png"]):
+            desk.unmask(Job(tmp_path / name, tmp_path / f"out{number}.png"))
+    assert PaintSquare.opened == 2
+    assert lines == ["painting squares"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [(Lose, "gave back 0 frames for one"), (Break, "stage 'nothing' failed: IndexError: out of range")],
+)
+def test_failing_stage_leaves_nothing(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: type[Stage], says: str
+) -> None:
+    use(monkeypatch, stage)
+    with PictureDesk(Settings()) as desk, pytest.raises(StageError, match=says):
+        desk.unmask(Job(picture, tmp_path / "b.png"), tmp_path / "mask.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_existing_mask_is_kept_and_then_no_picture_is_written(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, PaintSquare)
+    mask = tmp_path / "mask.png"
+    mask.write_text("mine")
+    with PictureDesk(Settings()) as desk, pytest.raises(UserError, match=r"mask\.png: exists and is kept"):
+        desk.unmask(Job(picture, tmp_path / "b.png"), mask)
+    assert mask.read_text() == "mine"
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_report_is_an_object_or_a_list_and_replaces_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    failed = Failed("a.mp4", "a.mp4: is empty", 2)
+    write_report(path, [failed], as_list=False)
+    assert msgspec.json.decode(path.read_bytes()) == {"input": "a.mp4", "error": "a.mp4: is empty", "exit_code": 2}
+    write_report(path, [failed, failed], as_list=True)
+    assert len(msgspec.json.decode(path.read_bytes())) == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_the_pipeline_is_the_one_of_the_architecture() -> None:
+    assert [stage.name for stage in face_stages(Settings())] == ["track", "segment", "inpaint", "smooth"]

@@ -1,0 +1,136 @@
+"""Still pictures in and out."""
+
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unmask.errors import UserError
+from unmask.stream.pictures import read_picture, write_picture
+
+U8 = npt.NDArray[np.uint8]
+
+PROFILE = b"\0" * 16 + b"RGB " + bytes(range(256)) * 300
+"""Long enough to need two JPEG segments."""
+
+
+@pytest.fixture
+def rgb() -> U8:
+    """A smooth (40, 61, 3) picture without any symmetry."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 61, 3), np.uint8)
+    return np.asarray(cv2.GaussianBlur(noise, (0, 0), 4), np.uint8)
+
+
+def save(path: Path, rgb: U8, alpha: U8 | None = None) -> Path:
+    """Write a picture by OpenCV alone, WebP without loss."""
+    channels = [rgb[..., ::-1]] if alpha is None else [rgb[..., ::-1], alpha[..., None]]
+    assert cv2.imwrite(str(path), np.concatenate(channels, axis=2), [cv2.IMWRITE_WEBP_QUALITY, 101])
+    return path
+
+
+def tiff(orientation: int, order: str = "<") -> bytes:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def turned_jpeg(path: Path, rgb: U8, orientation: int, order: str) -> Path:
+    data = save(path, rgb).read_bytes()
+    body = b"Exif\0\0" + tiff(orientation, order)
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:])
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpeg_comes_out_upright_like_opencv_shows_it(tmp_path: Path, rgb: U8, orientation: int, order: str) -> None:
+    path = turned_jpeg(tmp_path / "a.jpg", rgb, orientation, order)
+    picture = read_picture(path)
+    shown = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert shown is not None
+    np.testing.assert_array_equal(picture.rgb, shown[..., ::-1])
+    assert picture.upright == (orientation == 1)
+
+
+def test_alpha_turns_along(tmp_path: Path, rgb: U8) -> None:
+    alpha = rgb[..., 0].copy()
+    path = save(tmp_path / "a.png", rgb, alpha)
+    data, exif = path.read_bytes(), tiff(6)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    path.write_bytes(data[:33] + chunk + data[33:])
+    picture = read_picture(path)
+    assert picture.alpha is not None
+    np.testing.assert_array_equal(picture.alpha, picture.rgb[..., 0])
+    np.testing.assert_array_equal(picture.rgb, np.rot90(rgb, 3))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_lossless_pictures_keep_every_pixel_and_their_alpha(tmp_path: Path, rgb: U8, suffix: str) -> None:
+    alpha = np.maximum(rgb[..., 0], 1)  # WebP drops the colour of what cannot be seen
+    picture = read_picture(save(tmp_path / f"a{suffix}", rgb, alpha))
+    out = tmp_path / f"b{suffix}"
+    assert write_picture(out, picture.rgb, picture, comment="painted") == ()
+    again = read_picture(out)
+    np.testing.assert_array_equal(again.rgb, rgb)
+    assert again.alpha is not None
+    np.testing.assert_array_equal(again.alpha, alpha)
+
+
+@pytest.mark.parametrize("target", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", [".png", ".jpg", ".webp"])
+def test_profile_travels_from_any_format_to_any(tmp_path: Path, rgb: U8, source: str, target: str) -> None:
+    plain = read_picture(save(tmp_path / f"plain{source}", rgb))
+    first, second = tmp_path / f"a{source}", tmp_path / f"b{target}"
+    write_picture(first, plain.rgb, replace(plain, profile=PROFILE))
+    tagged = read_picture(first)
+    assert tagged.profile == PROFILE
+    write_picture(second, tagged.rgb, tagged, comment="painted")
+    again = read_picture(second)
+    assert again.profile == PROFILE
+    assert b"painted" in second.read_bytes()
+    assert cv2.PSNR(again.rgb, rgb) > 38
+
+
+def test_what_is_lost_is_said(tmp_path: Path, rgb: U8) -> None:
+    exif = read_picture(turned_jpeg(tmp_path / "a.jpg", rgb, 1, "<"))
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), rgb.astype(np.uint16) * 257)
+    clear = read_picture(save(tmp_path / "a.png", rgb, rgb[..., 0]))
+    assert exif.left_out == ("camera data (EXIF)",)
+    assert read_picture(deep).left_out == ("bits beyond 8",)
+    assert write_picture(tmp_path / "b.jpg", clear.rgb, clear) == ("transparency",)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("none.png", None, "cannot be read"),
+        ("empty.png", b"", "is empty"),
+        ("text.png", b"no picture at all", "neither PNG nor JPEG nor WebP"),
+        ("gif.png", b"GIF89a\x01\0\x01\0", "neither PNG nor JPEG nor WebP"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0", "damaged"),
+        ("cut.jpg", b"\xff\xd8\xff\xe1", "damaged"),
+        ("cut.webp", b"RIFF\x10\0\0\0WEBPVP8 ", "damaged"),
+        ("moving.webp", b"RIFF\x20\0\0\0WEBPANIM\x06\0\0\0\0\0\0\0\0\0", "animated"),
+    ],
+)
+def test_unusable_pictures_are_refused_in_one_line(tmp_path: Path, name: str, data: bytes | None, says: str) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_picture(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_picture_too_large_for_the_format_is_refused(tmp_path: Path) -> None:
+    wide = np.zeros((1, 17_000, 3), np.uint8)
+    picture = read_picture(save(tmp_path / "a.png", wide))
+    with pytest.raises(UserError, match=r"use \.png"):
+        write_picture(tmp_path / "b.webp", wide, picture)

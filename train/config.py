@@ -1,0 +1,69 @@
+"""Recipes: what a training run does, read from YAML. An unknown key or a wrong type is an error that names it."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from unmask.errors import UserError
+
+
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of a run at one picture size.
+
+    Attributes:
+        steps: optimizer steps.
+        size: width and height of the crops in px.
+        batch: pictures a step.
+        lr: peak learning rate; it rises over the first 3 % of the steps and falls to a twentieth along a cosine.
+        perceptual: weight of the perceptual loss (inpainter), 0 leaves it out.
+        adversarial: weight of the adversarial loss (inpainter), 0 leaves it out.
+    """
+
+    steps: int
+    size: int
+    batch: int = 16
+    lr: float = 1e-3
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A training run.
+
+    Attributes:
+        crops: folder written by `unmask data crops`.
+        out: folder for checkpoints and logs.
+        phases: in order.
+        textures: folder of mask pictures with `masks.cfg`; empty for drawn masks only.
+        perceptual_weights: file with VGG-16 weights up to relu3_3 (keys `features.N.weight`), for the perceptual loss.
+        start: safetensors file to start from; empty for random weights.
+        seed: of weights and data.
+        ema: decay of the averaged weights, which are what is validated and exported.
+        checkpoint_minutes: how often the state is saved.
+    """
+
+    crops: str
+    out: str
+    phases: tuple[Phase, ...]
+    textures: str = ""
+    perceptual_weights: str = ""
+    start: str = ""
+    seed: int = 0
+    ema: float = 0.999
+    checkpoint_minutes: float = 4.0
+
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path, kind: type[T]) -> T:
+    """Read a YAML file into `kind`. Raises UserError with the place of the first problem."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise UserError(f"cannot read the recipe '{path}': {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise UserError(f"recipe '{path}': {error}") from error
+    except msgspec.DecodeError as error:
+        raise UserError(f"recipe '{path}' is not valid YAML: {error}") from error

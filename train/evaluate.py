@@ -1,0 +1,215 @@
+"""Measures the networks as they ship, through the engine that users run. Every figure names its protocol.
+
+What trained a network must not judge it: pictures are those of the validation split, or sets that trained nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.errors import UserError
+from unmask.models.engine import Engine
+from unmask.models.geometry import CROP_SIZE, canonical_crop
+from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, largest_face, read_rgb, warp_crop
+from unmask.train.masks import hidden_region
+
+U8 = npt.NDArray[np.uint8]
+F64 = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+_VIDEO_SUFFIXES: Final = frozenset({".mp4", ".mov", ".mkv", ".webm"})
+_EVERY_NTH_FRAME: Final = 10
+_BOUNDARY_PX: Final = 2
+
+
+def psnr(error: npt.NDArray[np.float64]) -> float:
+    """Peak signal-to-noise ratio in dB of differences between 8-bit values."""
+    return float(10 * np.log10(255**2 / max(float(np.mean(error**2)), 1e-9)))
+
+
+def structural_similarity(a: U8, b: U8) -> float:
+    """SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861): 11 px Gaussian window, deviation 1.5, mean over channels.
+
+    Args:
+        a, b: (H, W, 3) uint8.
+    """
+    x, y = a.astype(np.float64), b.astype(np.float64)
+
+    def mean(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(cv2.GaussianBlur(z, (11, 11), 1.5))
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float((((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean())
+
+
+def sharpness(rgb: U8, mask: npt.NDArray[np.bool_]) -> float:
+    """Variance of the Laplacian of the luma inside a mask; higher is sharper."""
+    luma = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(luma, cv2.CV_64F)[mask].var())
+
+
+def evaluate_inpainter(engine: Engine, crops: FaceCrops, progress: Progress) -> dict[str, float]:
+    """Paint validation faces under synthetic masks, the true mask given.
+
+    Protocol: every crop of the validation split, one mask each (seed: its position), at 256x256; figures are means over
+    the pictures (sharpness: the median). OpenCV's Telea inpainting (radius 5) is measured on the same masks.
+    """
+    rows = []
+    indices = crops.split(validation=True)
+    for done, index in enumerate(indices):
+        progress(done, len(indices))
+        truth = np.ascontiguousarray(crops.crops[index])
+        size = (CROP_SIZE, CROP_SIZE)
+        hidden = hidden_region(crops.points[index], np.random.default_rng(done), size) > 0
+        inside = hidden & (crops.inside[index] > 0)
+        if not inside.any():
+            continue
+        mask = hidden.astype(np.uint8) * np.uint8(255)
+        painted = engine(truth[None], mask[None])[0].copy()
+        telea = cv2.inpaint(truth, mask, 5, cv2.INPAINT_TELEA)
+        error, baseline = (p.astype(np.float64) - truth for p in (painted, telea))
+        ratio = sharpness(painted, inside) / max(sharpness(truth, inside), 1e-6)
+        similarity = structural_similarity(painted, truth)
+        rows.append((psnr(error[inside]), psnr(baseline[inside]), psnr(error), similarity, ratio, inside.mean()))
+    table = np.array(rows)
+    return {
+        "pictures": len(rows),
+        "psnr_in_mask": float(table[:, 0].mean()),
+        "psnr_in_mask_telea": float(table[:, 1].mean()),
+        "psnr_crop": float(table[:, 2].mean()),
+        "ssim_crop": float(table[:, 3].mean()),
+        "sharpness_median": float(np.median(table[:, 4])),
+        "mask_share": float(table[:, 5].mean()),
+    }
+
+
+def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+    masks = {p.stem: p for p in (folder / "mask").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES}
+    images = sorted(p for p in (folder / "image").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    pairs = [(p, masks[p.stem]) for p in images if p.stem in masks]
+    if not pairs:
+        raise UserError(f"'{folder}' holds no pairs image/NAME and mask/NAME")
+    return pairs
+
+
+class _Finder:
+    """Finds the face of a picture that may be cut off at the border: with the border repeated around it."""
+
+    def __init__(self) -> None:
+        self._detectors = (FaceDetector("short"), FaceDetector("full"))
+        self._mesh = FaceMesh()
+
+    def crop_matrix(self, rgb: U8) -> F64 | None:
+        """(2, 3) map to the canonical crop of the surest face; None where no detector finds one."""
+        pad = max(rgb.shape[:2]) // 3
+        padded = np.asarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
+        for detector in self._detectors:
+            for _, landmarks, _ in find_landmarks(padded, detector, self._mesh, min_score=0.25)[:1]:
+                landmarks[:, :2] -= pad
+                return canonical_crop(landmarks)
+        return None
+
+
+def _whole_picture(rgb: U8) -> F64:
+    height, width = rgb.shape[:2]
+    return np.diag([CROP_SIZE / width, CROP_SIZE / height, 1.0])[:2]
+
+
+def _boundary(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    m = mask.astype(np.uint8)
+    return np.asarray(m - cv2.erode(m, np.ones((3, 3), np.uint8), borderValue=1) > 0)
+
+
+def boundary_f(found: npt.NDArray[np.bool_], label: npt.NDArray[np.bool_], tolerance: int = _BOUNDARY_PX) -> float:
+    """Harmonic mean of the shares of each boundary that lie within `tolerance` px of the other (Perazzi et al. 2016,
+    doi:10.1109/CVPR.2016.85)."""
+    a, b = _boundary(found), _boundary(label)
+    if not a.any() or not b.any():
+        return float(a.any() == b.any())
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * tolerance + 1, 2 * tolerance + 1))
+    near_a, near_b = (cv2.dilate(x.astype(np.uint8), disc) > 0 for x in (a, b))
+    precision, recall = float(near_b[a].mean()), float(near_a[b].mean())
+    return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+def evaluate_labelled(engine: Engine, folder: Path, progress: Progress) -> dict[str, float]:
+    """Compare predicted masks with labels.
+
+    Protocol: each picture's face is found by MediaPipe's networks, with the border repeated by a third of the size
+    around the picture; where none is found the whole picture is taken for the crop. The probability is warped back to
+    the picture and cut at one half. IoU over the pixels of all pictures, and the mean over pictures.
+
+    Args:
+        folder: with pairs image/NAME and mask/NAME (0 and 255).
+    """
+    finder = _Finder()
+    both = either = missed = 0
+    ious, boundaries = [], []
+    pairs = _pairs(folder)
+    for done, (image, mask) in enumerate(pairs):
+        progress(done, len(pairs))
+        rgb = read_rgb(image)
+        label = read_rgb(mask)[..., 0] > 127
+        matrix = finder.crop_matrix(rgb)
+        missed += matrix is None
+        matrix = _whole_picture(rgb) if matrix is None else matrix
+        crop, _ = warp_crop(rgb, matrix)
+        probability = engine(crop[None])[0]
+        back = cv2.invertAffineTransform(matrix)
+        found = cv2.warpAffine(probability, back, label.shape[::-1], flags=cv2.INTER_LINEAR) > 127
+        intersection, union = int((found & label).sum()), int((found | label).sum())
+        both, either = both + intersection, either + union
+        ious.append(intersection / max(union, 1))
+        boundaries.append(boundary_f(found, label))
+    return {
+        "pictures": len(pairs),
+        "iou": both / max(either, 1),
+        "iou_mean": float(np.mean(ious)),
+        "boundary_f_2px": float(np.mean(boundaries)),
+        "no_face_found": missed,
+    }
+
+
+def _bare_crops(folder: Path) -> Iterator[U8]:
+    """Canonical crops of the faces of pictures, and of every tenth frame of videos, in a folder."""
+    detector, mesh = FaceDetector(), FaceMesh()
+
+    def crops(rgb: U8) -> Iterator[U8]:
+        landmarks = largest_face(rgb, detector, mesh)
+        if landmarks is not None:
+            yield warp_crop(rgb, canonical_crop(landmarks))[0]
+
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            yield from crops(read_rgb(path))
+        elif path.suffix.lower() in _VIDEO_SUFFIXES:
+            with av.open(str(path)) as container:
+                for number, frame in enumerate(container.decode(video=0)):
+                    if number % _EVERY_NTH_FRAME == 0:
+                        yield from crops(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+
+
+def false_alarms(engine: Engine, crops: Iterator[U8]) -> dict[str, float]:
+    """Share of the pixels of bare faces' crops that are called mask, and the share of faces with over 3 % of them
+    (from where on the pipeline would paint)."""
+    shares = np.array([float((engine(crop[None])[0] > 127).mean()) for crop in crops])
+    if not len(shares):
+        raise UserError("no bare faces found")
+    return {"faces": len(shares), "pixels": float(shares.mean()), "painted": float((shares > 0.03).mean())}
+
+
+def evaluate_bare(engine: Engine, folders: Sequence[Path], crops: FaceCrops | None) -> dict[str, dict[str, float]]:
+    """False alarms on folders of bare faces (pictures or videos), and on the validation split of some crops."""
+    results = {str(folder.name): false_alarms(engine, _bare_crops(folder)) for folder in folders}
+    if crops is not None:
+        validation = crops.split(validation=True)
+        results["validation crops"] = false_alarms(engine, (np.ascontiguousarray(crops.crops[i]) for i in validation))
+    return results

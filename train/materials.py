@@ -1,0 +1,333 @@
+"""Masks as they look: materials drawn into an outline, mask pictures warped onto a face, things in front of them.
+
+Colours are float32 0..1 RGB, coverages float32 0..1; coordinates are px of the picture.
+"""
+
+import configparser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.errors import UserError
+from unmask.train.masks import Outline, Worn, _along, mask_coverage, outline_corners, random_outline, straps
+
+F32 = npt.NDArray[np.float32]
+
+_SURGICAL: Final = (
+    (0.62, 0.8, 0.9),
+    (0.45, 0.68, 0.85),
+    (0.93, 0.95, 0.96),
+    (0.6, 0.84, 0.8),
+    (0.95, 0.75, 0.82),
+    (0.1, 0.1, 0.12),
+)
+_N95: Final = ((0.93, 0.93, 0.92), (0.88, 0.89, 0.88), (0.75, 0.77, 0.78), (0.16, 0.16, 0.17))
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A face with a mask drawn on it.
+
+    Attributes:
+        rgb: (H, W, 3) float32, 0..1.
+        coverage: (H, W) float32, 0..1: where mask is seen (not where a hand is in front of it).
+    """
+
+    rgb: F32
+    coverage: F32
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """Coordinates on the mask: u across the face (-1..1 from ear to ear), v down (0 nose, 1 chin), each (H, W)."""
+
+    u: F32
+    v: F32
+    eye: float
+
+
+def _sheet(landmarks: F32, size: tuple[int, int]) -> _Sheet:
+    p = landmarks[:, :2]
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    across = p[454] - p[234]
+    down = p[152] - p[6]
+    frame = np.linalg.inv(np.column_stack([across / 2, down]) + 1e-6 * np.eye(2)).astype(np.float32)
+    dx, dy = x - p[6, 0], y - p[6, 1]
+    middle = float((frame @ (p[1] - p[6]))[0])  # on a turned head the middle of the mask is where the nose is
+    u = frame[0, 0] * dx + frame[0, 1] * dy
+    v = frame[1, 0] * dx + frame[1, 1] * dy
+    return _Sheet(u - middle * np.clip(1 - np.abs(u), 0, 1), v, float(np.linalg.norm(p[33] - p[263])) + 1e-6)
+
+
+def _noise(rng: np.random.Generator, size: tuple[int, int], cells: float) -> F32:
+    """Smooth noise of zero mean and unit deviation with about `cells` bumps across the picture."""
+    count = max(2, round(cells))
+    coarse = rng.normal(size=(count + 1, count + 1)).astype(np.float32)
+    return np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _plain(colour: npt.ArrayLike, size: tuple[int, int]) -> F32:
+    return np.broadcast_to(np.asarray(colour, np.float32), (*size, 3)).copy()
+
+
+def surgical(sheet: _Sheet, rng: np.random.Generator) -> F32:
+    """Three or four pleats that bow with the face, a nose wire, a seam at the top."""
+    colour = np.array(_SURGICAL[rng.integers(len(_SURGICAL))]) + rng.normal(0, 0.06, 3)
+    bow = sheet.v - rng.uniform(0.05, 0.25) * sheet.u**2
+    phase, count, depth = rng.uniform(0, 1), rng.uniform(2.5, 5), rng.uniform(0.0, 0.12)
+    fold = (bow * count + phase) % 1.0
+    shade = 1.0 - depth * np.exp(-(((fold - 0.5) / rng.uniform(0.06, 0.2)) ** 2))
+    wire_at = rng.uniform(0.2, 0.4)
+    wire = np.exp(-(((bow - wire_at) / 0.018) ** 2)) * (np.abs(sheet.u) < rng.uniform(0.25, 0.5))
+    shade += rng.normal(0, 0.08) * wire
+    return np.asarray(_plain(colour, shade.shape) * shade[..., None], np.float32)
+
+
+def respirator(sheet: _Sheet, rng: np.random.Generator) -> F32:
+    """A stiff cup (N95, FFP2): a ridge down the middle or across, sometimes a valve and printed lines."""
+    colour = np.array(_N95[rng.integers(len(_N95))]) + rng.normal(0, 0.03, 3)
+    ridge = sheet.u if rng.random() < 0.6 else sheet.v - rng.uniform(0.4, 0.7)
+    shade = 1.0 + rng.normal(0, 0.1) * np.tanh(ridge * rng.uniform(2, 8))
+    shade -= rng.uniform(0, 0.15) * np.exp(-((ridge / 0.03) ** 2))
+    picture = _plain(colour, shade.shape) * shade[..., None]
+    if rng.random() < 0.35:
+        at_u, at_v, radius = rng.uniform(-0.35, 0.35), rng.uniform(0.4, 0.7), rng.uniform(0.1, 0.18)
+        distance = np.hypot(sheet.u - at_u, (sheet.v - at_v) * 1.2) / radius
+        disc = 0.5 - 0.5 * np.tanh((distance - 1) * 10)
+        valve = np.array(_N95[rng.integers(len(_N95))]) * (0.9 + 0.15 * np.cos(distance * 9))[..., None]
+        picture += disc[..., None] * (valve - picture)
+    if rng.random() < 0.3:
+        line = (np.abs(sheet.u - rng.uniform(-0.3, 0.3)) < 0.2) & (np.abs(sheet.v - rng.uniform(0.4, 0.8)) < 0.04)
+        picture -= line[..., None] * 0.3 * (_noise(rng, shade.shape, 60)[..., None] > 0)
+    return np.asarray(picture, np.float32)
+
+
+def cloth(sheet: _Sheet, rng: np.random.Generator) -> F32:
+    """Any colour, plain or with stripes, checks, dots or blotches, with a seam down the middle or soft folds."""
+    size = sheet.u.shape
+    if rng.random() < 0.45:
+        grey = rng.choice([0.05, 0.1, 0.2, 0.5, 0.9])
+        colours = np.clip(grey + rng.normal(0, 0.03, (2, 3)), 0, 1)
+    else:
+        colours = rng.uniform(0, 1, (2, 3))
+    kind = rng.choice(["plain", "stripes", "checks", "dots", "blotches"], p=[0.5, 0.12, 0.12, 0.12, 0.14])
+    turn, pitch = rng.uniform(0, np.pi), rng.uniform(4, 16)
+    a = np.sin(pitch * (np.cos(turn) * sheet.u + np.sin(turn) * sheet.v))
+    b = np.sin(pitch * (np.cos(turn) * sheet.v - np.sin(turn) * sheet.u))
+    level = {
+        "plain": np.zeros(size),
+        "stripes": a > rng.uniform(-0.5, 0.5),
+        "checks": 0.5 * (a > 0) + 0.5 * (b > 0),
+        "dots": (a * b) > rng.uniform(0.5, 0.8),
+        "blotches": _noise(rng, size, rng.uniform(6, 30)) > rng.uniform(-0.5, 1),
+    }[str(kind)]
+    picture = colours[0] + np.asarray(level, np.float32)[..., None] * (colours[1] - colours[0])
+    shade = 1 + rng.uniform(0, 0.06) * _noise(rng, size, rng.uniform(3, 10))
+    if rng.random() < 0.5:
+        shade -= rng.uniform(0, 0.25) * np.exp(-((sheet.u / 0.02) ** 2))
+        shade += rng.normal(0, 0.06) * np.sign(sheet.u)
+    return np.asarray(picture * shade[..., None], np.float32)
+
+
+def _light(rgb: F32, coverage: F32, eye: float, rng: np.random.Generator) -> F32:
+    """How the face's own light falls on the mask: (H, W), about 1 on average."""
+    luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    soft = cv2.GaussianBlur(luma, (0, 0), max(1.0, 0.22 * eye))
+    mean = float((soft * coverage).sum() / (coverage.sum() + 1e-6)) + 1e-3
+    return np.asarray(np.power(np.clip(soft / mean, 0.3, 2.0), rng.uniform(0.3, 1.1)), np.float32)
+
+
+def _exposure(rgb: F32, rng: np.random.Generator) -> float:
+    """How bright a white mask would be in this picture, judged by its bright parts."""
+    bright = float(np.percentile(rgb.max(axis=2), 85))
+    return float(np.clip(bright * rng.uniform(0.85, 1.35), 0.15, 1.1))
+
+
+def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.Generator) -> F32:
+    """Light the material, throw its shadow onto the skin, and lay it over the face."""
+    light = _light(rgb, coverage, eye, rng) * _exposure(rgb, rng)
+    edge = coverage - cv2.erode(coverage, np.ones((3, 3), np.uint8), iterations=max(1, round(0.02 * eye)))
+    light = light * (1 - rng.uniform(-0.08, 0.2) * edge)
+    reach = max(0.8, rng.uniform(0.01, 0.08) * eye)
+    shadow = cv2.GaussianBlur(coverage, (0, 0), reach) * rng.uniform(0, 0.45)
+    offset = np.array([[1, 0, rng.normal(0, 0.02) * eye], [0, 1, rng.normal(0.02, 0.02) * eye]])
+    shadow = cv2.warpAffine(shadow, offset, shadow.shape[::-1])
+    skin = rgb * (1 - shadow * (1 - coverage))[..., None]
+    lit = np.clip(material, 0, 1) * light[..., None]
+    soft = cv2.GaussianBlur(coverage, (0, 0), rng.uniform(0.3, 1.2))[..., None]
+    return np.asarray(np.clip(skin + soft * (lit - skin), 0, 1), np.float32)
+
+
+Material = Callable[[_Sheet, np.random.Generator], F32]
+MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
+
+
+def draw_mask(
+    rgb: F32,
+    landmarks: F32,
+    rng: np.random.Generator,
+    kind: str | None = None,
+    outline: Outline | None = None,
+) -> Masked:
+    """Draw a mask onto a bare face.
+
+    Args:
+        rgb: (H, W, 3) float32, 0..1.
+        landmarks: (468, 3) float32 px.
+        rng: where chance comes from; the same state draws the same mask.
+        kind: a key of `MATERIALS`; random if None.
+        outline: how it sits; random if None.
+    """
+    size = rgb.shape[:2]
+    kind = kind or str(rng.choice(list(MATERIALS), p=[0.4, 0.2, 0.4]))
+    coverage = mask_coverage(landmarks, outline or random_outline(rng, random_wearing(rng)), size)
+    sheet = _sheet(landmarks, size)
+    material = MATERIALS[kind](sheet, rng)
+    loops = straps(landmarks, rng, size) if rng.random() < 0.7 else np.zeros(size, np.uint8)
+    full = coverage.astype(np.float32) / np.float32(255)
+    picture = rgb
+    if loops.any():
+        band = np.clip(loops.astype(np.float32) / np.float32(255) - full, 0, 1)
+        picture = _compose(picture, _plain(rng.uniform(0, 1) * np.ones(3), size), band, sheet.eye, rng)
+    return Masked(_compose(picture, material, full, sheet.eye, rng), full)
+
+
+def random_wearing(rng: np.random.Generator) -> Worn:
+    """Mostly as it should be, sometimes under the nose or the mouth."""
+    wearing: tuple[Worn, ...] = ("well", "under-nose", "under-mouth")
+    return wearing[int(rng.choice(3, p=[0.84, 0.1, 0.06]))]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A picture of a mask with alpha.
+
+    Attributes:
+        name: from the configuration.
+        rgba: (H, W, 4) float32, 0..1.
+        anchors: (6, 2) float32 px: upper edge left, middle, right; lower edge left, middle, right.
+    """
+
+    name: str
+    rgba: F32
+    anchors: F32
+
+
+def load_templates(folder: Path) -> list[Template]:
+    """Read the mask pictures that `masks.cfg` in a folder lists (the format of MaskTheFace).
+
+    Raises:
+        UserError: the folder or a picture is missing.
+    """
+    config = configparser.ConfigParser()
+    if not config.read(folder / "masks.cfg"):
+        raise UserError(f"no masks.cfg in '{folder}'")
+    templates = []
+    for name in (n for n in config.sections() if "template" in config[n]):
+        section = config[name]
+        bgra = cv2.imread(str(folder / section["template"]), cv2.IMREAD_UNCHANGED)
+        if bgra is None or bgra.shape[2] != 4:
+            raise UserError(f"'{folder / section['template']}' is not a picture with alpha")
+        rgba = cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA).astype(np.float32) / 255
+        anchors = np.array([[float(v) for v in section[f"mask_{c}"].split(",")] for c in "abcdef"], np.float32)
+        templates.append(Template(name, rgba, anchors))
+    return templates
+
+
+def wear_template(
+    rgb: F32, landmarks: F32, template: Template, rng: np.random.Generator, jitter: float = 1.0
+) -> Masked:
+    """Warp a mask picture onto a face by six points on the mask's outline.
+
+    Args:
+        rgb, landmarks, rng: as for `draw_mask`.
+        template: which picture.
+        jitter: how far the points stray from a textbook fit.
+    """
+    size = rgb.shape[:2]
+    outline = Outline(nose=0.3 + jitter * rng.uniform(-0.15, 0.15), chin=0.03 + jitter * rng.uniform(-0.03, 0.1))
+    corners = outline_corners(landmarks, outline)
+    nose, right, chin, left = corners[0], corners[1:7], corners[7], corners[8:][::-1]
+    wanted = np.array([left[2], nose, right[2], _along(left[3:5], 0.5), chin, _along(right[3:5], 0.5)], np.float32)
+    eye = float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])) + 1e-6
+    wanted += (rng.normal(0, 0.03 * jitter, wanted.shape) * eye).astype(np.float32)
+    scale = eye * 1.7 / max(template.rgba.shape[1], 1)
+    source, anchors = template.rgba, template.anchors
+    if scale < 0.6:  # shrink first, or the warp aliases
+        source = cv2.resize(source, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        anchors = anchors * scale
+    matrix, _ = cv2.findHomography(anchors, wanted)
+    if matrix is None:
+        return draw_mask(rgb, landmarks, rng)
+    warped = cv2.warpPerspective(source, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+    if not _fits(warped[..., 3], mask_coverage(landmarks, outline, size)):
+        return draw_mask(rgb, landmarks, rng)  # six points of a head turned far away can fold the picture over
+    return Masked(
+        _compose(rgb, warped[..., :3], warped[..., 3].copy(), eye, rng), np.asarray(warped[..., 3], np.float32)
+    )
+
+
+def _fits(alpha: F32, coverage: npt.NDArray[np.uint8]) -> bool:
+    """Whether a warped picture covers about the face's own outline (IoU above a half)."""
+    a, b = alpha > 0.5, coverage > 127
+    return bool(2 * (a & b).sum() > (a | b).sum())
+
+
+def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Generator) -> Masked:
+    """Put something in front of the face: fingers of the face's own skin colour, a microphone, or a flat thing."""
+    size = bare.shape[:2]
+    p = landmarks[:, :2]
+    eye = float(np.linalg.norm(p[33] - p[263])) + 1e-6
+    thing = np.zeros(size, np.uint8)
+    target = p[[1, 13, 152, 205, 425, 58, 288][rng.integers(7)]] + rng.normal(0, 0.15, 2) * eye
+    kind = rng.choice(["fingers", "microphone", "flat"])
+    if kind == "fingers":
+        x, y = np.clip(p[151], 0, np.array(size[::-1]) - 1).astype(int)
+        colour = bare[y, x] * rng.uniform(0.8, 1.15)
+        turn, width = rng.uniform(0, 2 * np.pi), max(2, round(eye * rng.uniform(0.13, 0.24)))
+        for k in range(int(rng.integers(1, 5))):
+            tip = target + k * width * 1.05 * np.array([-np.sin(turn), np.cos(turn)])
+            base = tip + rng.uniform(1.0, 2.2) * eye * np.array([np.cos(turn + 0.05 * k), np.sin(turn + 0.05 * k)])
+            cv2.line(thing, _px(tip), _px(base), 255, width, cv2.LINE_AA)
+    elif kind == "microphone":
+        colour = rng.uniform(0, 0.35) * np.ones(3)
+        radius = max(2, round(eye * rng.uniform(0.15, 0.35)))
+        target = target + np.array([0, 0.4 * eye])
+        cv2.circle(thing, _px(target), radius, 255, -1, cv2.LINE_AA)
+        base = target + np.array([rng.normal(0, 0.5), 2.5]) * eye
+        cv2.line(thing, _px(target), _px(base), 255, max(1, radius), cv2.LINE_AA)
+    else:
+        colour = rng.uniform(0, 1, 3)
+        box = cv2.boxPoints((tuple(map(float, target)), tuple(rng.uniform(0.2, 1.0, 2) * eye), rng.uniform(0, 180)))
+        cv2.fillPoly(thing, [np.round(box).astype(np.int32)], 255, cv2.LINE_AA)
+    cover = thing.astype(np.float32) / 255
+    shade = 1 + 0.12 * _noise(rng, size, rng.uniform(4, 16)) + rng.uniform(-0.2, 0.2) * (cv2.blur(cover, (9, 9)) - 0.5)
+    picture = masked.rgb + cover[..., None] * (np.clip(colour * shade[..., None], 0, 1) - masked.rgb)
+    return Masked(np.asarray(picture, np.float32), np.asarray(masked.coverage * (1 - cover), np.float32))
+
+
+def _px(point: npt.NDArray[np.float64] | F32) -> tuple[int, int]:
+    return round(float(point[0])), round(float(point[1]))
+
+
+def degrade(rgb: F32, rng: np.random.Generator) -> F32:
+    """What cameras and codecs do: blur, low resolution, noise, JPEG. (H, W, 3) float32 0..1 in and out."""
+    size = rgb.shape[:2]
+    if rng.random() < 0.35:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 0.012 * size[0]))
+    if rng.random() < 0.35:
+        factor = rng.uniform(0.25, 0.9)
+        small = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        rgb = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.4:
+        rgb = rgb + rng.uniform(0.005, 0.05) * rng.standard_normal(rgb.shape, np.float32)
+    picture = np.clip(rgb * 255, 0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])
+        picture = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+    return picture.astype(np.float32) / np.float32(255)
