@@ -1,10 +1,10 @@
 """The discriminator: tells painted faces from real ones, patch by patch; used in training only."""
 
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 
@@ -19,13 +19,10 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         widths = [4, width, 2 * width, 4 * width, 4 * width]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [spectral_norm(nn.Conv2d(width_in, width_out, 4, 2, 1)), nn.LeakyReLU(0.2)]
-        layers.append(spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(widths))
+        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1))
 
-    def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, rgb: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Judge pictures.
 
         Args:
@@ -33,6 +30,11 @@ class PatchDiscriminator(nn.Module):
             mask: (N, 1, H, W), 0..1, where the picture may be painted.
 
         Returns:
-            (N, 1, H / 16, W / 16) scores; above 0 for real.
+            (N, 1, H / 16, W / 16) scores, above 0 for real; and the features of each layer, for feature matching.
         """
-        return cast(Tensor, self.layers(torch.cat([2.0 * rgb - 1.0, mask], dim=1))).float()
+        x = torch.cat([2.0 * rgb - 1.0, mask], dim=1)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.score(x).float(), features

@@ -53,7 +53,8 @@ class Engine(ABC):
 
 
 @cache
-def _core() -> openvino.Core:
+def openvino_core() -> openvino.Core:
+    """The one OpenVINO core of this process, with the cache of compiled networks if it can be written."""
     core = openvino.Core()
     folder = cache_folder()
     try:
@@ -67,7 +68,26 @@ def _core() -> openvino.Core:
 
 def cpu_precision() -> Literal["bf16", "f32"]:
     """bfloat16 where the processor computes in it (twice as fast), else float32."""
-    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+@cache
+def compile_for_cpu(file: str, precision: Literal["bf16", "f32"], threads: int) -> openvino.CompiledModel:
+    """A network that ships, compiled for this processor; the second call with the same arguments costs nothing.
+
+    Raises:
+        EngineError: it cannot be read or compiled.
+    """
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = openvino_core().read_model(str(weights_file(file)))
+        # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
+        model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+        return openvino_core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error
 
 
 class OpenVinoEngine(Engine):
@@ -81,16 +101,7 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, network: NetworkName, threads: int = 0, precision: Literal["bf16", "f32"] | None = None) -> None:
         precision = precision or cpu_precision()
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            model = _core().read_model(str(weights_file(f"{network}.onnx")))
-            # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
-            model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-            self._request = _core().compile_model(model, "CPU", options).create_infer_request()
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot load the {network}: {str(error).splitlines()[0]}") from error
+        self._request = compile_for_cpu(f"{network}.onnx", precision, threads).create_infer_request()
         self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}"
 
     def __call__(self, *inputs: U8) -> U8:
@@ -139,6 +150,11 @@ class EngineChoice:
     why_not_better: tuple[str, ...]
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether the NVIDIA driver is there; costs nothing, unlike asking PyTorch."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
 def cuda_problem() -> str | None:
     """Why PyTorch cannot use an NVIDIA GPU here; None where it can."""
     if importlib.util.find_spec("torch") is None:
@@ -162,9 +178,9 @@ def choose(device: str = "auto") -> EngineChoice:
     if device == "cpu":
         return EngineChoice("openvino", "cpu", ())
     if device == "auto":
-        # Frames are decoded, warped and encoded on the processor in this version: the GPU alone would not be faster.
-        reason = cuda_problem() or "the GPU path of this version is PyTorch only, ask for it with --device cuda"
-        return EngineChoice("openvino", "cpu", (f"GPU not used: {reason}",))
+        # Frames are decoded, warped and encoded on the processor in this version, and the GPU engine is not measured.
+        reason = "GPU not used: this version has no TensorRT engine; --device cuda runs the networks under PyTorch"
+        return EngineChoice("openvino", "cpu", (reason,) if has_nvidia_gpu() else ())
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
         raise UserError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")

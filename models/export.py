@@ -1,5 +1,9 @@
 """Writes what ships: safetensors for further training, ONNX in half precision for running."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -31,6 +35,20 @@ def save_weights(state: dict[str, Tensor], path: Path) -> None:
     save_file(half, path)
 
 
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks about itself (torchvision is absent, an axis has two names) from the user."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
 def export_onnx(runtime: Runtime, path: Path) -> None:
     """Write a network as ONNX: half precision inside, 8-bit pictures outside, any batch size.
 
@@ -42,16 +60,17 @@ def export_onnx(runtime: Runtime, path: Path) -> None:
     runtime.half()
     inputs = example_inputs(runtime)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.onnx.export(
-        runtime,
-        inputs,
-        input_names=list(runtime.inputs),
-        output_names=[runtime.output],
-        opset_version=OPSET,
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            runtime,
+            inputs,
+            input_names=list(runtime.inputs),
+            output_names=[runtime.output],
+            opset_version=OPSET,
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path), full_check=True)

@@ -14,19 +14,19 @@ class InpainterConfig:
     """Sizes of the network.
 
     Attributes:
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 resolution.
-        deep_blocks: residual blocks at 1/16 resolution, in turn with dilation 1, 2 and 4.
-        heads: attention heads at 1/16 resolution.
+        widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 resolution.
+        deep_blocks: residual blocks at 1/32 resolution, in turn with dilation 1, 2 and 4.
+        heads: attention heads at 1/32 resolution.
     """
 
-    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+    widths: tuple[int, int, int, int, int] = (24, 32, 48, 96, 192)
     deep_blocks: int = 4
     heads: int = 4
 
 
 class Inpainter(nn.Module):
     """An encoder-decoder in the manner of U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose full-resolution work
-    is done at half resolution (pixel unshuffle and shuffle), with dilated blocks and attention at 1/16.
+    is done at half resolution (pixel unshuffle and shuffle), with dilated blocks and attention at 1/32.
 
     Args:
         config: sizes.
@@ -35,22 +35,25 @@ class Inpainter(nn.Module):
     def __init__(self, config: InpainterConfig | None = None) -> None:
         super().__init__()
         config = config or InpainterConfig()
-        w0, w1, w2, w3 = config.widths
+        w0, w1, w2, w3, w4 = config.widths
         self.stem = ConvNorm(16, w0)
         self.down1 = ConvNorm(w0, w1, stride=2)
-        self.enc1 = Residual(w1)
         self.down2 = ConvNorm(w1, w2, stride=2)
         self.enc2 = Residual(w2)
         self.down3 = ConvNorm(w2, w3, stride=2)
+        self.enc3 = Residual(w3)
+        self.down4 = ConvNorm(w3, w4, stride=2)
         dilations = [(1, 2, 4)[i % 3] for i in range(config.deep_blocks)]
         half = config.deep_blocks // 2
         self.deep = nn.Sequential(
-            *(Residual(w3, d) for d in dilations[:half]),
-            Attention(w3, config.heads, size=16),
-            *(Residual(w3, d) for d in dilations[half:]),
+            *(Residual(w4, d) for d in dilations[:half]),
+            Attention(w4, config.heads, size=8),
+            *(Residual(w4, d) for d in dilations[half:]),
         )
+        self.up3 = Up(w4, w3)
+        self.dec3 = nn.Sequential(Residual(w3), Residual(w3))
         self.up2 = Up(w3, w2)
-        self.dec2 = nn.Sequential(Residual(w2), Residual(w2))
+        self.dec2 = Residual(w2)
         self.up1 = Up(w2, w1)
         self.dec1 = Residual(w1)
         self.up0 = Up(w1, w0)
@@ -61,7 +64,7 @@ class Inpainter(nn.Module):
         """Paint a face.
 
         Args:
-            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 16. What lies under the mask is not seen.
+            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 32. What lies under the mask is not seen.
             mask: (N, 1, H, W), 0..1, 1 where the picture is to be painted.
 
         Returns:
@@ -70,10 +73,12 @@ class Inpainter(nn.Module):
         seen = rgb * (1.0 - mask)
         x = torch.cat([2.0 * seen - 1.0 + mask, mask], dim=1)
         x0 = F.relu(self.stem(F.pixel_unshuffle(x, 2)))
-        x1 = self.enc1(F.relu(self.down1(x0)))
+        x1 = F.relu(self.down1(x0))
         x2 = self.enc2(F.relu(self.down2(x1)))
-        x3 = self.deep(F.relu(self.down3(x2)))
-        y2 = self.dec2(self.up2(x3, x2))
+        x3 = self.enc3(F.relu(self.down3(x2)))
+        x4 = self.deep(F.relu(self.down4(x3)))
+        y3 = self.dec3(self.up3(x4, x3))
+        y2 = self.dec2(self.up2(y3, x2))
         y1 = self.dec1(self.up1(y2, x1))
         y0 = self.dec0(self.up0(y1, x0))
         painted = F.pixel_shuffle(self.head(y0), 2).float() * 0.5 + 0.5

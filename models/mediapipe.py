@@ -10,14 +10,14 @@ MediaPipe's own results.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import openvino
+
+from unmask.models.engine import compile_for_cpu
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -61,16 +61,9 @@ _DETECTORS: Final = {
 }
 
 
-@cache
-def _core() -> openvino.Core:
-    return openvino.Core()
-
-
-def _compile(file: str, threads: int) -> Any:
-    model = _core().read_model(str(files("unmask.models.weights") / file))
+def _compile(file: str, threads: int) -> openvino.InferRequest:
     # Full precision: bfloat16 moves the mesh by up to a pixel, and these networks take under 2 ms anyway.
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    return _core().compile_model(model, "CPU", options).create_infer_request()
+    return compile_for_cpu(file, "f32", threads).create_infer_request()
 
 
 def _anchor_centres(spec: _DetectorSpec) -> F32:

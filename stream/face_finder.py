@@ -38,20 +38,26 @@ _MESH_SHARE: Final = 2 / 3
 """Size of the face in the picture that the mesh sees."""
 
 _PROPOSAL_SCORE: Final = 0.15
-_CLOSE_UP_SCORE: Final = 0.02
-"""Low: what is seen is only evidence for `_face_score`."""
+_CLOSE_UP_SCORE: Final = 0.05
+"""Low: what is seen in a close-up is only evidence."""
 
-_SURE: Final = 0.7
+_HOPELESS: Final = 0.1
+
+_AROUND: Final = 5.0
+"""Side of the region searched around a known face, in sizes of the face: the full-range detector knows profiles best at
+about 40 px, and by the head and shoulders around them."""
+
+_MARGIN: Final = 0.4
 _TILE_PX: Final = 640
 """Side of the tiles that small faces are searched in: 64 px of the frame are then 19 px of the detector's 192."""
 
 _TILE_OVERLAP: Final = 0.25
 
-# Logistic regression over 1,083 proposals in street scenes with labelled boxes.
-_BIAS: Final = 1.1
-_PER_LOG_ODDS: Final[dict[Reach, float]] = {"full": 0.26, "short": 1.57}
-_PER_EYE_ERROR: Final = -0.83
-_PER_SIZE_ERROR: Final = -2.72
+# Logistic regressions over 1,083 proposals in street scenes with labelled boxes: bias; log odds of the short-range and
+# of the full-range detector; difference of mesh and full-range detector in eyes and in size.
+_SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
+_AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
+
 _DETECTOR_BOX: Final = 0.9
 """Usual size of a detector's box, in sizes of the mesh's."""
 
@@ -74,10 +80,13 @@ class Sighting(NamedTuple):
     Attributes:
         landmarks_px: (468, 3) float32, as `unmask.stream.frame.Face.landmarks_px`.
         score: how sure the detectors are together that these points are on a face, 0..1.
+        agreement: how sure the full-range detector alone is, 0..1: enough for a face that was there a moment ago, and
+            the only one that sees a masked face in full profile.
     """
 
     landmarks_px: F32
     score: float
+    agreement: float
 
 
 class FaceFinder:
@@ -90,6 +99,7 @@ class FaceFinder:
     Attributes:
         overviews: views of the whole frame.
         tiles: views of its parts, for small faces; none where the frame is small.
+        margins: views of more than the whole frame, for faces that it cuts off.
         detector_runs: how often a detector has run.
     """
 
@@ -97,8 +107,11 @@ class FaceFinder:
         self._canvas = canvas
         self._detectors = {reach: FaceDetector(reach) for reach in _INPUT_PX}
         self._mesh = FaceMesh()
-        self.overviews = [_view((0, 0, layout.width, layout.height), reach) for reach in _INPUT_PX]
-        self.tiles = [_view(tile, "full") for tile in _tiles(layout.width, layout.height)]
+        width, height = layout.width, layout.height
+        around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
+        self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
+        self.margins = [_view(around, reach) for reach in _INPUT_PX]
+        self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
         self.detector_runs = 0
 
     def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
@@ -108,10 +121,12 @@ class FaceFinder:
         frame_from_view = inverse_affine(view.view_from_frame)
         return [_moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
 
-    def search_around(self, frame: Frame, landmarks_px: F32) -> list[Detection]:
-        """Proposals near a face that was lost, best first."""
-        found = [d for view in _close_ups(landmarks_px) for d in self.search(frame, view)]
-        return sorted(found, key=lambda d: -d.score)
+    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
+        """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
+        half = size_px * _AROUND / 2
+        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
+        found = self.search(frame, _view(box, "full"))
+        return [d for d in found if _fits(d.box_px, centre_px, size_px)]
 
     def follow(self, frame: Frame, landmarks_px: F32) -> F32:
         """The points of the face that was, or is expected, at `landmarks_px`."""
@@ -120,29 +135,23 @@ class FaceFinder:
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
         """Put the mesh on a proposal, and look closely."""
         landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
-        return self.look(frame, self.follow(frame, landmarks_px))  # the mesh frames a face better than a detector
+        first = self.look(frame, landmarks_px)
+        if max(first.score, first.agreement) < _HOPELESS:
+            return first
+        # The mesh frames a face better than a detector does, except in profile, where it drifts off.
+        second = self.look(frame, self.follow(frame, landmarks_px))
+        return max(second, first, key=lambda s: s.score + s.agreement)
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        """Check points in upright close-ups. Where a doubt is left, try the place where the detector sees the face.
-
-        Returns:
-            The points given or, where they are the better ones, the corrected ones.
-        """
-        sighting, seen = self._look(frame, landmarks_px)
-        if sighting.score >= _SURE or seen is None:
-            return sighting
-        corrected, _ = self._look(frame, self._fit_mesh(frame, roi_from_detection(seen)))
-        return max(sighting, corrected, key=lambda s: s.score)
-
-    def _look(self, frame: Frame, landmarks_px: F32) -> tuple[Sighting, Detection | None]:
-        """The points with their score, and what the full-range detector saw there."""
-        middle, size = box_centre(points_box(landmarks_px)), _size(points_box(landmarks_px))
+        """Check points in upright close-ups."""
+        middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         seen: dict[Reach, Detection | None] = {}
         for view in _close_ups(landmarks_px):
             found = self.search(frame, view, _CLOSE_UP_SCORE)
             near = (d for d in found if np.linalg.norm(box_centre(d.box_px) - middle) < size / 2)
             seen[view.reach] = next(near, None)
-        return Sighting(landmarks_px, _face_score(landmarks_px, seen["short"], seen["full"])), seen["full"]
+        evidence = _evidence(landmarks_px, seen["short"], seen["full"])
+        return Sighting(landmarks_px, _probability(_SCORE, evidence), _probability(_AGREEMENT, evidence))
 
     def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
         points, _ = self._mesh(self._picture(frame, roi, MESH_SIZE))
@@ -165,20 +174,29 @@ def box_centre(box: Box) -> F64:
     return np.array([box[0] + box[2], box[1] + box[3]]) / 2
 
 
-def _size(box: Box) -> float:
+def box_size(box: Box) -> float:
+    """The longer side of (x0, y0, x1, y1)."""
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def _face_score(landmarks_px: F32, short: Detection | None, full: Detection | None) -> float:
-    """How sure both detectors are, and how well the full-range one agrees with the mesh on eyes and size, 0..1."""
+def _fits(box: Box, centre_px: F64, size_px: float) -> bool:
+    """True where a detector's box may be of the face that is expected."""
+    ratio = box_size(box) / size_px
+    return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
+
+
+def _evidence(landmarks_px: F32, short: Detection | None, full: Detection | None) -> F64:
+    """The inputs of `_SCORE` and `_AGREEMENT`."""
     eye_error = size_error = 1.0
     if full is not None:
-        ratio = _size(full.box_px) / max(_size(points_box(landmarks_px)), 1e-6)
+        ratio = box_size(full.box_px) / max(box_size(points_box(landmarks_px)), 1e-6)
         size_error = min(abs(math.log(ratio / _DETECTOR_BOX)), 1.0)
         eye_error = min(_eye_error(landmarks_px, full), 1.0)
-    evidence = _BIAS + _PER_EYE_ERROR * eye_error + _PER_SIZE_ERROR * size_error
-    evidence += _PER_LOG_ODDS["short"] * _log_odds(short) + _PER_LOG_ODDS["full"] * _log_odds(full)
-    return 1.0 / (1.0 + math.exp(-evidence))
+    return np.array([1.0, _log_odds(short), _log_odds(full), eye_error, size_error])
+
+
+def _probability(weights: F64, evidence: F64) -> float:
+    return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
 
 
 def _log_odds(seen: Detection | None) -> float:
@@ -211,7 +229,7 @@ def _close_ups(landmarks_px: F32) -> list[View]:
 def _view(box: Box, reach: Reach) -> View:
     """The view that shows a rectangle of the frame as large as it fits, in the middle."""
     size = _INPUT_PX[reach]
-    zoom = size / _size(box)
+    zoom = size / box_size(box)
     shift = size / 2 - zoom * box_centre(box)
     return View(np.array([[zoom, 0.0, shift[0]], [0.0, zoom, shift[1]]]), reach)
 
@@ -234,6 +252,6 @@ def _moved(detection: Detection, target_from_source: F64) -> Detection:
     scale = math.sqrt(abs(float(np.linalg.det(target_from_source[:, :2]))))
     points = np.vstack([box_centre(detection.box_px), detection.keypoints_px]).astype(np.float32)
     moved = transform_points(target_from_source, points)
-    half = scale * _size(detection.box_px) / 2
+    half = scale * box_size(detection.box_px) / 2
     x, y = float(moved[0, 0]), float(moved[0, 1])
     return Detection((x - half, y - half, x + half, y + half), moved[1:], detection.score)

@@ -6,15 +6,25 @@ from typing import Final
 import numpy as np
 
 from unmask.models.geometry import CropPose, crop_pose
-from unmask.stream.face_finder import Sighting
+from unmask.stream.face_finder import Sighting, box_size, points_box
 from unmask.stream.frame import F32, F64
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
 
 _MAX_JUMP: Final = 0.35
 """Of the crop from one frame to the next, in distances of the outer eye corners, in radians, and in log scale."""
 
-_CROP_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.0, beta=20.0)
-_POINT_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.5, beta=20.0)
+_CERTAIN_SCORE: Final = 0.85
+"""Frontal faces with a mask score 0.9 and more, profiles 0.5 to 0.8, and there the mesh soon slips off the face."""
+
+_SIZE_TOLERANCE: Final = 0.4
+_SIZE_MEMORY: Final = {True: 0.1, False: 0.01}
+"""Share of the newest size in the usual one, where the newest close look was certain, and where it was not."""
+
+_PROOFS: Final = 4
+"""Close looks in a row that make a face out of what may be a hand or an emblem."""
+
+_CROP_FILTER: Final = OneEuroSettings(min_cutoff_hz=0.5, beta=45.0, speed_cutoff_hz=2.0)
+_POINT_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.0, beta=45.0, speed_cutoff_hz=2.0)
 
 
 class FaceTrack:
@@ -24,36 +34,79 @@ class FaceTrack:
         track_id: its identity.
         sighting: the first one.
         seconds: presentation time.
+        trusted: whether this one sighting is enough.
 
     Attributes:
         raw_px: (468, 3) float32, the newest points, unfiltered.
         score: 0..1, of the newest close look that found the face.
         seen_seconds: when the face was last in sight.
         misses: close looks in a row that did not find it.
+        trusted: True once it has proved to be a face. Until then it is not given, and a miss ends it.
+        proofs: close looks that found it.
+        size_px: usual size of the face. In profile the mesh is prone to shrink.
         fresh: True until the face has been given once since it was found, or found again elsewhere.
         landmarks_px: (468, 3) float32, filtered.
         crop: filtered.
     """
 
-    def __init__(self, track_id: int, sighting: Sighting, seconds: float) -> None:
+    def __init__(self, track_id: int, sighting: Sighting, seconds: float, trusted: bool) -> None:
         self.track_id = track_id
+        self.trusted = trusted
+        self._certain = int(sighting.score >= _CERTAIN_SCORE)
+        self.proofs = 1
+        self.size_px = box_size(points_box(sighting.landmarks_px))
         self.restart(sighting, seconds)
 
     def restart(self, sighting: Sighting, seconds: float) -> None:
         """Begin anew where the face was found again; nothing remembered is used."""
-        self.raw_px, self.score = sighting
+        self.raw_px, self.score = sighting.landmarks_px, sighting.score
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
         self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)
         self._filtered_crop = OneEuro(_CROP_FILTER, _vector(self.crop), seconds)
 
+    def confirm(self, score: float) -> None:
+        """Note that a close look has found the face."""
+        self.score, self.misses = score, 0
+        self.proofs += 1
+        self.trusted = self.trusted or self.proofs >= _PROOFS
+        self._certain += score >= _CERTAIN_SCORE
+
+    def belief(self, sighting: Sighting) -> float:
+        """How far to believe that a sighting is of this face, 0..1: less if it is of another size."""
+        score = max(sighting.score, sighting.agreement) if self.proven else sighting.score
+        ratio = box_size(points_box(sighting.landmarks_px)) / self.size_px
+        return score * math.exp(-((math.log(ratio) / _SIZE_TOLERANCE) ** 2))
+
+    def miss(self) -> None:
+        """Note that a close look has not found the face. It is taken to go on as it did, ever more slowly."""
+        self.misses += 1
+        self.raw_px, self.landmarks_px = self._ahead(self.raw_px), self._ahead(self.landmarks_px)
+        x, y = self._step
+        self.crop = self.crop._replace(x=self.crop.x + x, y=self.crop.y + y)
+        self._pose = self._pose._replace(x=self._pose.x + x, y=self._pose.y + y)
+        self._step = 0.8 * self._step
+
+    def _ahead(self, landmarks_px: F32) -> F32:
+        ahead = landmarks_px.copy()
+        ahead[:, :2] += self._step
+        return ahead
+
     @property
     def predicted_px(self) -> F32:
         """Where the points should be in the next frame, if the face goes on as it does."""
-        predicted = self.raw_px.copy()
-        predicted[:, :2] += self._step
-        return predicted
+        return self._ahead(self.landmarks_px)
+
+    @property
+    def proven(self) -> bool:
+        """True once close looks have been certain of the face a few times: later ones need less."""
+        return self._certain >= _PROOFS
+
+    @property
+    def doubtful(self) -> bool:
+        """True where every frame deserves a close look."""
+        return bool(self.misses) or not self.trusted or self.score < _CERTAIN_SCORE
 
     def jumps_to(self, landmarks_px: F32) -> bool:
         """True where the points are so far from the prediction that they may be of something else."""
@@ -66,9 +119,12 @@ class FaceTrack:
         """Take the points of the next frame."""
         pose = crop_pose(landmarks_px)
         pose = pose._replace(roll=self._pose.roll + math.remainder(pose.roll - self._pose.roll, math.tau))
-        self._step = np.array([pose.x - self._pose.x, pose.y - self._pose.y])
+        share = _SIZE_MEMORY[self.score >= _CERTAIN_SCORE]
+        self.size_px += share * (box_size(points_box(landmarks_px)) - self.size_px)
         self.raw_px, self._pose, self.seen_seconds = landmarks_px, pose, seconds
+        before = self.crop
         self.crop = _crop(self._filtered_crop(_vector(pose), seconds, np.array([1.0, 1.0, pose.scale, pose.scale])))
+        self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
         points = self._filtered_points(landmarks_px.astype(np.float64), seconds, np.array(pose.scale))
         self.landmarks_px = points.astype(np.float32)
 

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
+import matplotlib.cbook
+import numpy as np
 import pytest
+from faces import Portrait
+
+from unmask.models.mediapipe import FaceDetector, FaceMesh
+from unmask.train.data import largest_face, read_rgb
+from unmask.train.masks import Outline
+from unmask.train.materials import draw_mask
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -13,3 +21,14 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the data folder ../shared/data is not there")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Portrait:
+    """Grace Hopper (public domain), bare and with a drawn surgical mask."""
+    bare = read_rgb(Path(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    landmarks = largest_face(bare, FaceDetector(), FaceMesh())
+    assert landmarks is not None
+    rgb = bare.astype(np.float32) / np.float32(255)
+    drawn = draw_mask(rgb, landmarks, np.random.default_rng(11), "surgical", Outline())
+    return Portrait(bare, np.rint(drawn.rgb * 255).astype(np.uint8), drawn.coverage, landmarks)

@@ -18,6 +18,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         lr: peak learning rate; it rises over the first 3 % of the steps and falls to a twentieth along a cosine.
         perceptual: weight of the perceptual loss (inpainter), 0 leaves it out.
         adversarial: weight of the adversarial loss (inpainter), 0 leaves it out.
+        matching: weight of the feature matching that goes with it.
+        judge_shrink: how many times smaller the discriminator sees the pictures: 2 teaches shapes at a quarter of the
+            cost, 1 texture.
     """
 
     steps: int
@@ -26,6 +29,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     lr: float = 1e-3
     perceptual: float = 0.0
     adversarial: float = 0.0
+    matching: float = 0.0
+    judge_shrink: int = 1
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

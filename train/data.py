@@ -189,10 +189,11 @@ def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, ji
     return Sample(light, (inside > 0).astype(np.float32), points.astype(np.float32))
 
 
-def relight(rgb: F32, rng: np.random.Generator) -> F32:
-    """Random exposure, contrast, gamma and white balance, as between cameras. (H, W, 3) float32 0..1 in and out."""
-    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3)).astype(np.float32)
-    gamma = float(np.exp(rng.normal(0, 0.12)))
+def relight(rgb: F32, rng: np.random.Generator, strength: float = 1.0) -> F32:
+    """Random exposure, contrast, gamma and white balance, as between cameras (`strength` 1) or between a candle and a
+    neon tube (2.5). (H, W, 3) float32 0..1 in and out."""
+    gain = np.exp(strength * (rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))).astype(np.float32)
+    gamma = float(np.exp(rng.normal(0, 0.12 * strength)))
     out = np.power(np.clip(rgb, 1e-4, 1), gamma) * gain
     contrast = float(np.exp(rng.normal(0, 0.1)))
     return np.asarray(np.clip((out - 0.5) * contrast + 0.5, 0, 1), np.float32)

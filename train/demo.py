@@ -9,6 +9,7 @@ background and wears a drawn mask; the same clip without the mask is the truth t
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,7 @@ from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 WIDTH: Final = 1280
@@ -66,7 +68,7 @@ def make_portrait(seed: int = 11) -> Portrait:
     faces = find_landmarks(truth, FaceDetector(), FaceMesh())
     if not faces:
         raise UnmaskError("no face was found in the portrait")
-    rgb, rng = truth.astype(np.float32) / 255, np.random.default_rng(seed)
+    rgb, rng = truth.astype(np.float32) / np.float32(255), np.random.default_rng(seed)
     drawn = draw_mask(rgb, faces[0][1], rng, kind="surgical", outline=Outline())
     masked, alpha = (np.rint(255 * part).astype(np.uint8) for part in (drawn.rgb, drawn.coverage))
     return Portrait(truth, masked, alpha, _paper(alpha.shape), _background(truth))
@@ -130,24 +132,30 @@ def _background(still: U8) -> U8:
 
 
 def write_clip(path: Path, portrait: Portrait) -> None:
-    """Write the masked clip, H.264 with an AAC sound track that rises in pitch."""
+    """Write the masked clip, with a sound track that rises in pitch."""
+    count = RATE * SECONDS
+    write_frames(path, (render(portrait, index / count).masked for index in range(count)), sound=_chirp())
+
+
+def write_frames(path: Path, frames: Iterable[U8], crf: int = 16, sound: F32 | None = None) -> None:
+    """Write (720, 1280, 3) RGB frames as H.264, and mono samples at 48 kHz as AAC."""
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=RATE, options={"crf": "16", "preset": "veryfast"})
+        video = container.add_stream("libx264", rate=RATE, options={"crf": str(crf), "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         video.codec_context.colorspace = Colorspace.ITU709
-        sound = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
-        for index in range(RATE * SECONDS):
-            rgb = render(portrait, index / (RATE * SECONDS)).masked
+        audio = None if sound is None else container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
+        for rgb in frames:
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             container.mux(video.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
         container.mux(video.encode())
-        samples = av.AudioFrame.from_ndarray(_chirp()[None], format="fltp", layout="mono")
-        samples.sample_rate, samples.time_base, samples.pts = AUDIO_RATE, Fraction(1, AUDIO_RATE), 0
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode())
+        if sound is not None and audio is not None:
+            samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.time_base, samples.pts = AUDIO_RATE, Fraction(1, AUDIO_RATE), 0
+            container.mux(audio.encode(samples))
+            container.mux(audio.encode())
 
 
-def _chirp() -> npt.NDArray[np.float32]:
+def _chirp() -> F32:
     t = np.arange(AUDIO_RATE * SECONDS) / AUDIO_RATE
     return np.asarray(0.2 * np.sin(2 * np.pi * (220 * t + 55 * t**2)), np.float32)
 

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE, canonical_crop
-from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, largest_face, read_rgb, warp_crop
 from unmask.train.masks import hidden_region
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
+Locate = Callable[[U8], F64 | None]
 
 _VIDEO_SUFFIXES: Final = frozenset({".mp4", ".mov", ".mkv", ".webm"})
 _EVERY_NTH_FRAME: Final = 10
@@ -100,24 +101,6 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-class _Finder:
-    """Finds the face of a picture that may be cut off at the border: with the border repeated around it."""
-
-    def __init__(self) -> None:
-        self._detectors = (FaceDetector("short"), FaceDetector("full"))
-        self._mesh = FaceMesh()
-
-    def crop_matrix(self, rgb: U8) -> F64 | None:
-        """(2, 3) map to the canonical crop of the surest face; None where no detector finds one."""
-        pad = max(rgb.shape[:2]) // 3
-        padded = np.asarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
-        for detector in self._detectors:
-            for _, landmarks, _ in find_landmarks(padded, detector, self._mesh, min_score=0.25)[:1]:
-                landmarks[:, :2] -= pad
-                return canonical_crop(landmarks)
-        return None
-
-
 def _whole_picture(rgb: U8) -> F64:
     height, width = rgb.shape[:2]
     return np.diag([CROP_SIZE / width, CROP_SIZE / height, 1.0])[:2]
@@ -140,17 +123,17 @@ def boundary_f(found: npt.NDArray[np.bool_], label: npt.NDArray[np.bool_], toler
     return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
-def evaluate_labelled(engine: Engine, folder: Path, progress: Progress) -> dict[str, float]:
+def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Progress) -> dict[str, float]:
     """Compare predicted masks with labels.
 
-    Protocol: each picture's face is found by MediaPipe's networks, with the border repeated by a third of the size
-    around the picture; where none is found the whole picture is taken for the crop. The probability is warped back to
-    the picture and cut at one half. IoU over the pixels of all pictures, and the mean over pictures.
+    Protocol: each picture's face is found by `locate`; where it finds none the whole picture is taken for the crop. The
+    probability is warped back to the picture and cut at one half. IoU over the pixels of all pictures, and the mean
+    over pictures.
 
     Args:
         folder: with pairs image/NAME and mask/NAME (0 and 255).
+        locate: gives the (2, 3) map to the canonical crop of the face of a picture, or None.
     """
-    finder = _Finder()
     both = either = missed = 0
     ious, boundaries = [], []
     pairs = _pairs(folder)
@@ -158,7 +141,7 @@ def evaluate_labelled(engine: Engine, folder: Path, progress: Progress) -> dict[
         progress(done, len(pairs))
         rgb = read_rgb(image)
         label = read_rgb(mask)[..., 0] > 127
-        matrix = finder.crop_matrix(rgb)
+        matrix = locate(rgb)
         missed += matrix is None
         matrix = _whole_picture(rgb) if matrix is None else matrix
         crop, _ = warp_crop(rgb, matrix)

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from unmask.models.discriminator import PatchDiscriminator
 from unmask.models.inpainter import Inpainter
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, augment
 from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
-from unmask.train.losses import Perceptual, edge_l1, hinge_discriminator, hinge_generator, masked_l1
+from unmask.train.losses import Perceptual, edge_l1, feature_matching, hinge_discriminator, hinge_generator, masked_l1
 from unmask.train.masks import hidden_region
 
 REPORT_EVERY = 100
@@ -104,9 +105,13 @@ class Trainer:
             figures["perceptual"] = perceptual.item()
         if phase.adversarial:
             with torch.autocast("cpu", torch.bfloat16):
-                fooled = hinge_generator(self.judge(lower_half(shown), lower_half(batch.mask)))
-            loss = loss + phase.adversarial * fooled
-            figures["adversarial"] = fooled.item()
+                hidden = judged(batch.mask, phase)
+                score, fake = self.judge(judged(shown, phase), hidden)
+                with torch.no_grad():
+                    _, real = self.judge(judged(truth, phase), hidden)
+            fooled, unlike = hinge_generator(score), feature_matching(real, fake)
+            loss = loss + phase.adversarial * fooled + phase.matching * unlike
+            figures |= {"adversarial": fooled.item(), "matching": unlike.item()}
         check_finite(loss, self.run.done)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -114,14 +119,15 @@ class Trainer:
         self.optimizer.step()
         self.ema.update(self.model)
         if phase.adversarial:
-            figures["judge"] = self.step_judge(truth, shown.detach(), batch.mask)
+            figures["judge"] = self.step_judge(phase, truth, shown.detach(), batch.mask)
         return figures
 
-    def step_judge(self, real: Tensor, fake: Tensor, mask: Tensor) -> float:
+    def step_judge(self, phase: Phase, real: Tensor, fake: Tensor, mask: Tensor) -> float:
         """One step of the discriminator. Returns its loss."""
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = lower_half(mask)
-            loss = hinge_discriminator(self.judge(lower_half(real), hidden), self.judge(lower_half(fake), hidden))
+            hidden = judged(mask, phase)
+            scores = (self.judge(judged(x, phase), hidden)[0] for x in (real, fake))
+            loss = hinge_discriminator(*scores)
         check_finite(loss, self.run.done)
         self.judge_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -149,6 +155,12 @@ def lower_half(x: Tensor) -> Tensor:
     """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S)."""
     size = x.shape[-2]
     return x[..., 3 * size // 8 :, :]
+
+
+def judged(x: Tensor, phase: Phase) -> Tensor:
+    """What the discriminator sees of (N, C, S, S): the lower part, shrunk if the phase says so."""
+    part = lower_half(x)
+    return F.avg_pool2d(part, phase.judge_shrink) if phase.judge_shrink > 1 else part
 
 
 def train(recipe: Recipe) -> None:

@@ -100,6 +100,13 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Distance between what the discriminator sees in a real picture and in the painted one (Wang et al. 2018,
+    arXiv:1711.11585), averaged over its layers."""
+    distances = [F.l1_loss(b.float(), a.detach().float()) for a, b in zip(real, fake, strict=True)]
+    return torch.stack(distances).mean()
+
+
 def dice(logits: Tensor, truth: Tensor) -> Tensor:
     """1 - Dice coefficient of (N, 1, H, W) logits with 0/1 labels, per picture, averaged (Milletari 2016,
     arXiv:1606.04797)."""

@@ -108,19 +108,22 @@ def respirator(sheet: _Sheet, rng: np.random.Generator) -> F32:
 
 
 def cloth(sheet: _Sheet, rng: np.random.Generator) -> F32:
-    """Any colour, plain or with stripes, checks, dots or blotches, with a seam down the middle or soft folds."""
+    """Any colour, plain, in halves, stripes, checks, dots or blotches, with a seam down the middle or soft folds."""
     size = sheet.u.shape
     if rng.random() < 0.45:
         grey = rng.choice([0.05, 0.1, 0.2, 0.5, 0.9])
         colours = np.clip(grey + rng.normal(0, 0.03, (2, 3)), 0, 1)
     else:
         colours = rng.uniform(0, 1, (2, 3))
-    kind = rng.choice(["plain", "stripes", "checks", "dots", "blotches"], p=[0.5, 0.12, 0.12, 0.12, 0.14])
+    if rng.random() < 0.15:  # the hardest to tell: the colours of skin
+        colours = np.array([0.8, 0.6, 0.5]) * rng.uniform(0.4, 1.2) + rng.normal(0, 0.05, (2, 3))
+    kind = rng.choice(["plain", "halves", "stripes", "checks", "dots", "blotches"], p=[0.45, 0.1, 0.1, 0.1, 0.1, 0.15])
     turn, pitch = rng.uniform(0, np.pi), rng.uniform(4, 16)
     a = np.sin(pitch * (np.cos(turn) * sheet.u + np.sin(turn) * sheet.v))
     b = np.sin(pitch * (np.cos(turn) * sheet.v - np.sin(turn) * sheet.u))
     level = {
         "plain": np.zeros(size),
+        "halves": sheet.u > 0,
         "stripes": a > rng.uniform(-0.5, 0.5),
         "checks": 0.5 * (a > 0) + 0.5 * (b > 0),
         "dots": (a * b) > rng.uniform(0.5, 0.8),
@@ -313,6 +316,19 @@ def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Gener
 
 def _px(point: npt.NDArray[np.float64] | F32) -> tuple[int, int]:
     return round(float(point[0])), round(float(point[1]))
+
+
+def cut_off(masked: Masked, rng: np.random.Generator) -> Masked:
+    """A face at the border of the picture, beyond which the last pixels are repeated."""
+    height, width = masked.coverage.shape
+    left, right = (int(v * width) for v in rng.uniform(0.0, 0.3, 2))
+    top, bottom = (int(v * height) for v in rng.uniform(0.0, 0.3, 2))
+    inner = np.s_[top : height - bottom, left : width - right]
+    rgb, coverage = (
+        cv2.copyMakeBorder(np.ascontiguousarray(x[inner]), top, bottom, left, right, cv2.BORDER_REPLICATE)
+        for x in (masked.rgb, masked.coverage)
+    )
+    return Masked(rgb, coverage)
 
 
 def degrade(rgb: F32, rng: np.random.Generator) -> F32:

@@ -14,11 +14,20 @@ from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, augment, relight
 from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
 from unmask.train.losses import dice
-from unmask.train.materials import Masked, Template, degrade, draw_mask, load_templates, put_in_front, wear_template
+from unmask.train.materials import (
+    Masked,
+    Template,
+    cut_off,
+    degrade,
+    draw_mask,
+    load_templates,
+    put_in_front,
+    wear_template,
+)
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
-JITTER = 1.8
+JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
 
@@ -35,13 +44,15 @@ def make_sample(data: FaceCrops, index: int, size: int, rng: np.random.Generator
     face = augment(data, index, size, rng, JITTER)
     masked = Masked(face.rgb, np.zeros((size, size), np.float32))
     wears = rng.random() < 0.75
+    strength = 2.5 if rng.random() < 0.3 else 1.0
     if wears and templates and rng.random() < 0.45:
         masked = wear_template(face.rgb, face.points, templates[rng.integers(len(templates))], rng)
     elif wears:
         masked = draw_mask(face.rgb, face.points, rng)
     if rng.random() < (0.2 if wears else 0.5):
         masked = put_in_front(masked, face.rgb, face.points, rng)
-    return Masked(degrade(relight(masked.rgb, rng), rng), masked.coverage)
+    masked = Masked(degrade(relight(masked.rgb, rng, strength), rng), masked.coverage)
+    return cut_off(masked, rng) if rng.random() < 0.3 else masked
 
 
 def make_batch(

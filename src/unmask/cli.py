@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from unmask import __version__
+from unmask import __version__, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
@@ -187,6 +187,12 @@ def doctor() -> None:
         print(section.title)
         for line in section.lines:
             print(f"  {line}")
+
+
+app.add_typer(training_cli.data, name="data")
+app.add_typer(training_cli.train, name="train")
+app.add_typer(training_cli.evaluate, name="evaluate")
+app.command()(training_cli.export)
 
 
 def _plan(

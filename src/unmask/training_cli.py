@@ -84,6 +84,7 @@ def evaluate_segmenter(
 ) -> None:
     """Measure the segmenter: IoU and boundary on labelled masks, false alarms on bare faces."""
     from unmask.models.engine import choose, load
+    from unmask.stream.stills import crop_of_portrait
     from unmask.train.data import FaceCrops
     from unmask.train.evaluate import evaluate_bare, evaluate_labelled
 
@@ -92,7 +93,7 @@ def evaluate_segmenter(
     engine = load("segmenter", choose(device))
     figures: dict[str, dict[str, float]] = {}
     if labelled is not None:
-        figures[f"labelled masks, {labelled.name}"] = evaluate_labelled(engine, labelled, _progress)
+        figures[f"labelled masks, {labelled.name}"] = evaluate_labelled(engine, labelled, crop_of_portrait, _progress)
     alarms = evaluate_bare(engine, bare or [], FaceCrops.open(crops) if crops else None)
     figures |= {f"bare faces, {name}": row for name, row in alarms.items()}
     _show(figures, report)

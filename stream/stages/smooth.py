@@ -40,7 +40,7 @@ def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
     ones = np.column_stack([source, np.ones(len(source), np.float32)]).astype(np.float64)
     solution = np.linalg.lstsq(ones, target.astype(np.float64), rcond=None)[0]
     residual = ones @ solution - target
-    return solution.T, float(np.sqrt((residual**2).sum(axis=1).mean()))
+    return np.asarray(solution.T, np.float64), float(np.sqrt((residual**2).sum(axis=1).mean()))
 
 
 def _largest_move(matrix: F64) -> float:

@@ -7,27 +7,44 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import Box, FaceFinder, Sighting, View, box_centre, points_box
+from unmask.stream.face_finder import Box, FaceFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
 from unmask.stream.frame import Face, Frame
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
 
-_NEW_SCORE: Final = 0.6
-_KEEP_SCORE: Final = 0.2
-"""A face that was there a moment ago needs less evidence than a new one."""
+_NEW_SCORE: Final = 0.7
+_FIRST_SCORE: Final = 0.5
+"""In the first frame of a scene, which may be the only one."""
+
+_KEEP_SCORE: Final = 0.4
+"""A face that was certain needs less evidence than a new one: it may have turned, or have put on a mask."""
+
+_SURE_SCORE: Final = 0.9
+"""A face found with this score is given at once, others after `unmask.stream.face_track` has seen a few proofs."""
+
+_BELIEVED: Final = 0.7
+"""Below this a close look is followed by a wider search."""
 
 _LOOK_EVERY: Final = 4
-"""Frames between close looks at a face that moves as expected."""
+_STEADY_SCORE: Final = 0.95
+_LOOK_EVERY_STEADY: Final = 8
+"""Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt."""
 
-_MAX_MISSES: Final = 3
+_MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
 
 _FORGET_SECONDS: Final = 1.0
 _SEARCH_EVERY_EMPTY: Final = 2
 """Frames between searches while no face is in sight, or one was lost."""
 
-_FITS_PER_FRAME: Final = 2
+_LOST_REACH: Final = 2.0
+"""How far from where it was lost a face may be taken for the same one, in sizes of the face."""
+
+_RETRY_EVERY: Final = 60
+"""Frames before a place is tried again where a proposal turned out not to be a face."""
+
+_FITS_PER_FRAME: Final = 1
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
@@ -46,7 +63,7 @@ class Track(Stage):
 
     name: ClassVar[str] = "track"
 
-    def __init__(self, max_faces: int = 8, detect_every: int = 8) -> None:
+    def __init__(self, max_faces: int = 8, detect_every: int = 10) -> None:
         self._max_faces = max_faces
         self._detect_every = detect_every
 
@@ -69,7 +86,8 @@ class Track(Stage):
         if frame.discontinuity:
             self._begin_scene()
         for position, track in enumerate(self._tracks):
-            self._follow(track, frame, look=(frame.index + position) % _LOOK_EVERY == 0)
+            due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
+            self._follow(track, frame, due)
         self._forget(frame.pts_seconds)
         self._search(frame)
         self._give(frame)
@@ -86,37 +104,50 @@ class Track(Stage):
     def _begin_scene(self) -> None:
         self._tracks.clear()
         self._views = _in_turn(self._finder.overviews, self._finder.tiles)
-        self._views_due = [*self._finder.overviews, *self._finder.tiles]
+        self._rejected: list[tuple[Box, int]] = []
+        self._views_due = [*self._finder.overviews, *self._finder.margins, *self._finder.tiles]
         self._search_in = 0
 
     def _follow(self, track: FaceTrack, frame: Frame, look: bool) -> None:
         """Find a known face in the next frame."""
         if track.misses > _MAX_MISSES:
-            self._find_again(track, frame)
+            if look:
+                self._find_again(track, frame)
             return
         landmarks_px = self._finder.follow(frame, track.predicted_px)
-        if look or track.misses or track.jumps_to(landmarks_px):
-            landmarks_px, score = self._finder.look(frame, landmarks_px)
-            if score < _KEEP_SCORE:
-                track.misses += 1
-                self._find_again(track, frame)
-                return
-            track.misses, track.score = 0, score
-        track.advance(landmarks_px, frame.pts_seconds)
+        if not (look or track.doubtful or track.jumps_to(landmarks_px)):
+            track.advance(landmarks_px, frame.pts_seconds)
+            return
+        sighting = self._finder.look(frame, landmarks_px)
+        if track.belief(sighting) < _BELIEVED and track.trusted:
+            sighting = self._look_around(track, frame, sighting)
+        if track.belief(sighting) >= _enough(track):
+            self._found(track, sighting, frame.pts_seconds)
+        else:
+            track.miss()
 
     def _find_again(self, track: FaceTrack, frame: Frame) -> None:
-        """Search where a face was. What is found is taken for it, smoothly if it is about where it should be."""
-        around = self._finder.search_around(frame, track.predicted_px)
-        free = [proposal for proposal in around if self._is_free(proposal.box_px, track)]
-        fits = [self._finder.fit(frame, proposal) for proposal in free[:_FITS_PER_FRAME]]
-        best = max(fits, key=lambda fit: fit.score, default=None)
-        if best is None or best.score < _NEW_SCORE:
-            return
-        if track.misses > _MAX_MISSES or track.jumps_to(best.landmarks_px):
-            track.restart(best, frame.pts_seconds)
+        """Look for a face that was lost."""
+        nothing = Sighting(track.raw_px, 0.0, 0.0)
+        sighting = self._look_around(track, frame, nothing)
+        if track.belief(sighting) >= _enough(track):
+            self._found(track, sighting, frame.pts_seconds)
+
+    def _look_around(self, track: FaceTrack, frame: Frame, sighting: Sighting) -> Sighting:
+        """The better one of a sighting and of what a wider search finds near it."""
+        around = self._finder.search_around(frame, box_centre(points_box(track.raw_px)), track.size_px)
+        proposal = next((d for d in around if self._is_free(d.box_px, track)), None)
+        if proposal is None:
+            return sighting
+        return max(sighting, self._finder.fit(frame, proposal), key=track.belief)
+
+    def _found(self, track: FaceTrack, sighting: Sighting, seconds: float) -> None:
+        """Take a sighting for a known face, smoothly if it is about where it should be."""
+        if track.misses > _MAX_MISSES or track.jumps_to(sighting.landmarks_px):
+            track.restart(sighting, seconds)
         else:
-            track.misses, track.score = 0, best.score
-            track.advance(best.landmarks_px, frame.pts_seconds)
+            track.confirm(sighting.score)
+            track.advance(sighting.landmarks_px, seconds)
 
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
@@ -124,29 +155,40 @@ class Track(Stage):
             self._search_in -= 1
             if self._search_in > 0:
                 return
-            self._views_due = [next(self._views)]
+            anything_lost = any(track.misses for track in self._tracks)
+            self._views_due = [self._finder.overviews[0] if anything_lost else next(self._views)]
+        first = len(self._views_due) > 1
         proposals = [d for view in self._views_due for d in self._finder.search(frame, view)]
-        thorough = len(self._views_due) > 1
         self._views_due = []
-        tried = 0
-        for proposal in sorted(proposals, key=lambda d: -d.score):
-            if (thorough or tried < _FITS_PER_FRAME) and self._is_free(proposal.box_px):
-                self._meet(self._finder.fit(frame, proposal), frame.pts_seconds)
-                tried += 1
-        in_sight = [track for track in self._tracks if not track.misses]
-        quiet = in_sight and len(in_sight) == len(self._tracks)
+        self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
+        free = (
+            d for d in sorted(proposals, key=lambda d: -d.score) if self._is_free(d.box_px) and self._is_new(d.box_px)
+        )
+        for proposal in free if first else itertools.islice(free, _FITS_PER_FRAME):
+            if not self._meet(self._finder.fit(frame, proposal), frame.pts_seconds, trusted=first):
+                self._rejected.append((proposal.box_px, frame.index))
+        in_sight = sum(1 for track in self._tracks if not track.misses)
+        quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
 
-    def _meet(self, sighting: Sighting, seconds: float) -> None:
-        """Begin a track, or take one up again that was lost nearby."""
+    def _meet(self, sighting: Sighting, seconds: float, trusted: bool) -> bool:
+        """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
         box = points_box(sighting.landmarks_px)
-        if sighting.score < _NEW_SCORE or not self._is_free(box):
-            return
+        if not self._is_free(box):
+            return False
         for track in self._tracks:
-            if track.misses > _MAX_MISSES and _near(points_box(track.raw_px), box):
+            is_near = track.misses > _MAX_MISSES and _near(points_box(track.raw_px), box, _LOST_REACH)
+            if is_near and track.belief(sighting) >= _enough(track):
                 track.restart(sighting, seconds)
-                return
-        self._tracks.append(FaceTrack(next(self._new_ids), sighting, seconds))
+                return True
+        if sighting.score < (_FIRST_SCORE if trusted else _NEW_SCORE):
+            return False
+        self._tracks.append(FaceTrack(next(self._new_ids), sighting, seconds, trusted or sighting.score >= _SURE_SCORE))
+        return True
+
+    def _is_new(self, box: Box) -> bool:
+        """True where no proposal was rejected lately."""
+        return not any(_near(box, rejected, 0.4) for rejected, _ in self._rejected)
 
     def _is_free(self, box: Box, besides: FaceTrack | None = None) -> bool:
         """True where no face in sight, other than `besides`, is in the box."""
@@ -158,13 +200,13 @@ class Track(Stage):
         kept: list[FaceTrack] = []
         for track in self._tracks:
             box = points_box(track.raw_px)
-            gone = seconds - track.seen_seconds > _FORGET_SECONDS
+            gone = (track.misses > 0 and not track.trusted) or seconds - track.seen_seconds > _FORGET_SECONDS
             if not gone and all(_overlap(points_box(other.raw_px), box) < _SAME_FACE for other in kept):
                 kept.append(track)
         self._tracks = kept
 
     def _give(self, frame: Frame) -> None:
-        in_sight = [track for track in self._tracks if track.misses <= _MAX_MISSES]
+        in_sight = [track for track in self._tracks if track.trusted and track.misses <= _MAX_MISSES]
         in_sight.sort(key=lambda track: -track.crop.scale)
         for position, track in enumerate(in_sight[: self._limit]):
             face = Face(
@@ -182,6 +224,11 @@ class Track(Stage):
         self._most_at_once = max(self._most_at_once, len(frame.faces))
 
 
+def _enough(track: FaceTrack) -> float:
+    """The belief that keeps a track."""
+    return _KEEP_SCORE if track.proven else _NEW_SCORE
+
+
 def _in_turn(overviews: list[View], tiles: list[View]) -> Iterator[View]:
     """The views of the regular search, for ever: every second one shows the whole picture."""
     if not tiles:
@@ -197,8 +244,8 @@ def _overlap(a: Box, b: Box) -> float:
     return max(width, 0.0) * max(height, 0.0) / max(smaller, 1e-6)
 
 
-def _near(a: Box, b: Box) -> bool:
-    """True where the boxes are about as large as each other and no further apart than their size."""
-    size_a, size_b = a[2] - a[0], b[2] - b[0]
+def _near(a: Box, b: Box, reach: float) -> bool:
+    """True where the boxes are about as large as each other, and within `reach` times their size."""
+    size_a, size_b = box_size(a), box_size(b)
     apart = np.linalg.norm(box_centre(a) - box_centre(b))
-    return bool(apart < max(size_a, size_b) and 0.6 < size_a / size_b < 1 / 0.6)
+    return bool(apart < reach * max(size_a, size_b)) and 0.6 < size_a / size_b < 1 / 0.6

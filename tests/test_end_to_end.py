@@ -1,0 +1,78 @@
+"""The whole program on a masked face that moves: real sockets, real codecs, the shipped weights."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unmask.cli import main
+from unmask.train.demo import Portrait, make_portrait, render, write_frames
+
+U8 = npt.NDArray[np.uint8]
+FRAMES = 16
+
+
+def planes(path: Path) -> list[U8]:
+    """The decoded samples of each frame, as they are in the file."""
+    with av.open(str(path)) as container:
+        return [np.asarray(frame.to_ndarray(), np.uint8) for frame in container.decode(video=0)]
+
+
+@pytest.fixture(scope="module")
+def scene() -> Portrait:
+    return make_portrait()
+
+
+@pytest.fixture(scope="module")
+def clips(scene: Portrait, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A masked clip of 16 frames, coded without loss, and what the program makes of it in threads and in processes."""
+    folder = tmp_path_factory.mktemp("clips")
+    source = folder / "masked.mp4"
+    write_frames(source, [render(scene, index / 100).masked for index in range(FRAMES)], crf=0)
+    made = {"source": source}
+    for name, extra in (("threads", []), ("processes", ["--processes"])):
+        made[name] = folder / f"{name}.mp4"
+        report = folder / f"{name}.json"
+        arguments = ["video", str(source), "-o", str(made[name]), "--crf", "0", "--quiet", "--report", str(report)]
+        assert main([*arguments, *extra]) == 0
+    return made
+
+
+def test_every_mask_is_removed_and_reported(clips: dict[str, Path]) -> None:
+    report = json.loads(clips["threads"].with_suffix(".json").read_text())
+    assert report["frames"] == report["masks_removed"] == FRAMES
+    assert report["faces"] == 1
+    assert report["dropped"] == 0
+    assert set(report["stages"]) == {"decode", "track", "segment", "inpaint", "smooth", "encode"}
+
+
+def test_threads_and_processes_give_the_same_frames_to_the_bit(clips: dict[str, Path]) -> None:
+    threads, processes = planes(clips["threads"]), planes(clips["processes"])
+    assert len(threads) == len(processes) == FRAMES
+    for one, other in zip(threads, processes, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_only_the_face_changes(clips: dict[str, Path], scene: Portrait) -> None:
+    for index, (before, after) in enumerate(zip(planes(clips["source"]), planes(clips["threads"]), strict=True)):
+        mask = render(scene, index / 100).mask > 127
+        rows, columns = np.nonzero(mask)
+        margin = 40  # the mask's shadow and the soft edge, at this size of the face
+        far = np.ones_like(mask)
+        far[rows.min() - margin : rows.max() + margin, columns.min() - margin : columns.max() + margin] = False
+        luma_before, luma_after = before[: mask.shape[0]], after[: mask.shape[0]]
+        np.testing.assert_array_equal(luma_after[far], luma_before[far])
+        assert (luma_before != luma_after)[mask].mean() > 0.95
+
+
+def test_result_is_nearer_to_the_truth_than_the_mask(clips: dict[str, Path], scene: Portrait) -> None:
+    with av.open(str(clips["threads"])) as container:
+        result = [np.asarray(f.to_ndarray(format="rgb24"), np.float64) for f in container.decode(video=0)]
+    for index, rgb in enumerate(result):
+        shot = render(scene, index / 100)
+        inside = shot.mask > 127
+        error, masked = (np.abs(x[inside] - shot.truth[inside]).mean() for x in (rgb, shot.masked.astype(np.float64)))
+        assert error < 0.5 * masked, index

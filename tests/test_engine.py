@@ -1,0 +1,119 @@
+"""The engines agree with each other on a real crop, and the choice between them is said."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from faces import Portrait
+from tolerances import ENGINE_PSNR_DB, MASK_IOU
+
+from unmask.errors import EngineError, UserError
+from unmask.models import engine
+from unmask.models.engine import NETWORKS, NetworkName, OpenVinoEngine, TorchEngine, choose, weights_file
+from unmask.train.evaluate import psnr
+
+U8 = npt.NDArray[np.uint8]
+
+
+def inputs_for(network: NetworkName, portrait: Portrait) -> tuple[U8, ...]:
+    crops = np.stack([portrait.crop(masked=True), portrait.crop(masked=False)])
+    mask = np.repeat(portrait.crop_coverage().astype(np.uint8)[None] * np.uint8(255), 2, axis=0)
+    return (crops,) if network == "segmenter" else (crops, mask)
+
+
+@pytest.fixture(scope="module")
+def references(portrait: Portrait) -> dict[NetworkName, U8]:
+    return {network: TorchEngine(network)(*inputs_for(network, portrait)) for network in NETWORKS}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_openvino_agrees_with_pytorch(
+    network: NetworkName, precision: str, portrait: Portrait, references: dict[NetworkName, U8]
+) -> None:
+    if precision == "bf16" and engine.cpu_precision() != "bf16":
+        pytest.skip("this processor does not compute in bfloat16")
+    result = OpenVinoEngine(network, precision=precision)(*inputs_for(network, portrait))  # type: ignore[arg-type]
+    assert result.shape == references[network].shape
+    assert psnr(result.astype(np.float64) - references[network]) > ENGINE_PSNR_DB
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnx_runtime_agrees_with_pytorch(
+    network: NetworkName, portrait: Portrait, references: dict[NetworkName, U8]
+) -> None:
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(weights_file(f"{network}.onnx"), providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_inputs()]
+    (result,) = session.run(None, dict(zip(names, inputs_for(network, portrait), strict=True)))
+    assert psnr(result.astype(np.float64) - references[network]) > ENGINE_PSNR_DB
+
+
+@pytest.mark.parametrize(("network", "megabytes"), [("segmenter", 2.0), ("inpainter", 16.0)])
+def test_what_ships_is_small_and_in_half_precision(network: str, megabytes: float) -> None:
+    path = weights_file(f"{network}.onnx")
+    assert path.stat().st_size < megabytes * 1e6
+    weights = [x for x in onnx.load(path).graph.initializer if len(x.dims) == 4]
+    assert {x.data_type for x in weights} == {onnx.TensorProto.FLOAT16}
+    assert path.with_suffix(".md").is_file(), "no model card"
+
+
+def test_shipped_segmenter_finds_the_drawn_mask_and_nothing_on_the_bare_face(
+    portrait: Portrait, references: dict[NetworkName, U8]
+) -> None:
+    masked, bare = references["segmenter"] > 127
+    truth = portrait.crop_coverage()
+    assert (masked & truth).sum() / (masked | truth).sum() > MASK_IOU
+    assert bare.mean() < 0.005
+
+
+def test_shipped_inpainter_paints_only_under_the_mask_and_better_than_grey(
+    portrait: Portrait, references: dict[NetworkName, U8]
+) -> None:
+    crop, mask = inputs_for("inpainter", portrait)
+    painted, truth = references["inpainter"][0].astype(np.float64), portrait.crop(masked=False)
+    inside = mask[0] > 0
+    assert np.abs(painted - crop[0])[~inside].max() <= 1
+    mean = truth[inside].mean(axis=0)
+    assert psnr((painted - truth)[inside]) > psnr(mean - truth[inside]) + 2
+
+
+def test_choice_is_explained() -> None:
+    assert choose("cpu").why_not_better == ()
+    assert choose("auto").engine == "openvino"
+    with pytest.raises(UserError, match="unknown device 'tpu'"):
+        choose("tpu")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_that_is_left_idle_is_said(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_nvidia_gpu", lambda: there)
+    assert [line[:13] for line in choose("auto").why_not_better] == ["GPU not used:"] * there
+
+
+def test_missing_gpu_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "cuda_problem", lambda: "no driver")
+    with pytest.raises(UserError, match="no driver; use --device cpu"):
+        choose("cuda")
+
+
+def test_missing_and_broken_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match=r"'nothing\.onnx' are missing"):
+        weights_file("nothing.onnx")
+    broken = tmp_path / "segmenter.onnx"
+    broken.write_bytes(b"not a network")
+    monkeypatch.setattr(engine, "weights_file", lambda name: broken)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot load 'broken'"):
+        engine.compile_for_cpu("broken", "f32", 1)
+
+
+@pytest.mark.gpu
+def test_pytorch_on_the_gpu_agrees_with_the_processor(portrait: Portrait, references: dict[NetworkName, U8]) -> None:
+    if problem := engine.cuda_problem():
+        pytest.skip(problem)
+    for network in NETWORKS:
+        result = TorchEngine(network, "cuda:0")(*inputs_for(network, portrait))
+        assert psnr(result.astype(np.float64) - references[network]) > ENGINE_PSNR_DB

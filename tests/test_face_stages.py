@@ -1,0 +1,105 @@
+"""segment, inpaint and smooth with the shipped networks, on the portrait."""
+
+import numpy as np
+import pytest
+from faces import Portrait
+
+from unmask.models.geometry import CROP_SIZE
+from unmask.stream.frame import Frame
+from unmask.stream.stage import Context, Stage
+from unmask.stream.stages.inpaint import Inpaint
+from unmask.stream.stages.segment import MaskShape, Segment
+from unmask.stream.stages.smooth import Smooth, fit_affine
+
+
+@pytest.fixture
+def stages(portrait: Portrait) -> tuple[Stage, ...]:
+    opened: tuple[Stage, ...] = (Segment("cpu"), Inpaint("cpu"), Smooth())
+    for stage in opened:
+        stage.open(Context(portrait.frame(masked=True).layout))
+    return opened
+
+
+def run(stages: tuple[Stage, ...], frame: Frame) -> Frame:
+    for stage in stages:
+        (frame,) = stage.process(frame)
+    return frame
+
+
+def test_mask_comes_off_and_nothing_else_changes(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    frame = run(stages, portrait.frame(masked=True))
+    (face,) = frame.faces
+    assert face.masked
+    assert face.mask_score > 0.9
+    result = np.asarray(frame.planes[0])
+    changed = (result != portrait.masked).any(axis=2)
+    inside = portrait.coverage > 0.5
+    assert changed[inside].mean() > 0.97
+    # What changes outside is the mask's shadow and the soft edge: a few pixels around it.
+    assert changed[~inside].mean() < 0.05
+    error_before = np.abs(portrait.masked[inside].astype(int) - portrait.bare[inside]).mean()
+    error_after = np.abs(result[inside].astype(int) - portrait.bare[inside]).mean()
+    assert error_after < 0.6 * error_before
+
+
+def test_bare_face_is_left_alone_to_the_bit(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    frame = run(stages, portrait.frame(masked=False))
+    assert not frame.faces[0].masked
+    np.testing.assert_array_equal(frame.planes[0], portrait.bare)
+
+
+def test_frame_without_faces_is_left_alone_to_the_bit(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    frame = portrait.frame(masked=True)
+    frame.faces.clear()
+    np.testing.assert_array_equal(run(stages, frame).planes[0], portrait.masked)
+
+
+def test_noise_flickers_less_than_frame_by_frame(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 6, portrait.masked.shape) for _ in range(12)]
+
+    def flicker(reset: bool) -> float:
+        painted = []
+        for index, grain in enumerate(noise):
+            frame = portrait.frame(masked=True, index=index, reset=reset or index == 0)
+            frame.planes[0][:] = np.clip(portrait.masked + grain, 0, 255).astype(np.uint8)
+            painted.append(run(stages, frame).faces[0].pictures.painted.astype(np.float32))
+        inside = portrait.crop_coverage()
+        return float(np.abs(np.diff(np.stack(painted[4:]), axis=0))[:, inside].mean())
+
+    assert flicker(reset=False) < 0.5 * flicker(reset=True)
+
+
+def test_reset_forgets_what_was_painted(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    first = run(stages, portrait.frame(masked=True, reset=True)).faces[0].pictures.painted.copy()
+    dark = portrait.frame(masked=True, index=1)
+    dark.planes[0][:] = portrait.masked // 2
+    run(stages, dark)
+    again = run(stages, portrait.frame(masked=True, index=2, reset=True)).faces[0].pictures.painted
+    np.testing.assert_array_equal(again, first)
+
+
+def test_mask_shape_drops_specks_grows_and_softens() -> None:
+    shape = MaskShape()
+    probability = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    probability[100:160, 80:180] = 255
+    probability[20:22, 20:22] = 255
+    solid = shape.solid(probability)
+    assert not solid[:40, :40].any()
+    alpha = shape.alpha(solid)
+    assert (alpha[100:160, 80:180] == 255).all()
+    assert alpha[98, 130] == 255
+    assert 0 < alpha[93, 130] < 255
+    assert not alpha[90, 130]
+
+
+def test_affine_fit_recovers_a_known_map_and_reports_what_is_left() -> None:
+    rng = np.random.default_rng(1)
+    points = rng.uniform(0, 256, (50, 2)).astype(np.float32)
+    matrix = np.array([[1.1, 0.1, 5], [-0.05, 0.9, -3]])
+    moved = (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+    found, left = fit_affine(points, moved)
+    np.testing.assert_allclose(found, matrix, atol=1e-3)
+    assert left < 1e-3
+    _, left = fit_affine(points, moved + rng.normal(0, 2, moved.shape).astype(np.float32))
+    assert left == pytest.approx(2 * np.sqrt(2), rel=0.25)

@@ -1,0 +1,128 @@
+"""Synthetic masks: they sit where masks sit, look like their material, and come again from the same seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from faces import Portrait
+
+from unmask.errors import UserError
+from unmask.train.masks import Outline, hidden_region, mask_coverage, random_outline, straps
+from unmask.train.materials import (
+    MATERIALS,
+    Masked,
+    cut_off,
+    degrade,
+    draw_mask,
+    load_templates,
+    put_in_front,
+    wear_template,
+)
+
+F32 = npt.NDArray[np.float32]
+
+
+@pytest.fixture
+def face(portrait: Portrait) -> F32:
+    return portrait.bare.astype(np.float32) / np.float32(255)
+
+
+def covers(coverage: npt.NDArray[np.uint8], portrait: Portrait, point: int) -> bool:
+    x, y = np.round(portrait.landmarks[point, :2]).astype(int)
+    return bool(coverage[y, x] > 127)
+
+
+NOSE_TIP, UPPER_LIP, CHIN, LEFT_EYE, FOREHEAD = 4, 0, 152, 263, 10
+
+
+@pytest.mark.parametrize(
+    ("outline", "hidden"),
+    [
+        (Outline(), {NOSE_TIP, UPPER_LIP, CHIN}),
+        (replace(Outline(), nose=0.9, cheek=0.9), {UPPER_LIP, CHIN}),
+        (replace(Outline(), nose=1.4, cheek=1.5, side_top=0.3), {CHIN}),
+    ],
+    ids=["well", "under the nose", "under the mouth"],
+)
+def test_outline_hides_what_it_should(outline: Outline, hidden: set[int], portrait: Portrait) -> None:
+    coverage = mask_coverage(portrait.landmarks, outline, portrait.bare.shape[:2])
+    points = {NOSE_TIP, UPPER_LIP, CHIN, LEFT_EYE, FOREHEAD}
+    assert {p for p in points if covers(coverage, portrait, p)} == hidden
+
+
+def test_well_worn_masks_never_hide_the_eyes(portrait: Portrait) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        coverage = mask_coverage(portrait.landmarks, random_outline(rng), portrait.bare.shape[:2])
+        assert covers(coverage, portrait, UPPER_LIP)
+        assert not covers(coverage, portrait, LEFT_EYE)
+
+
+@pytest.mark.parametrize("kind", list(MATERIALS))
+def test_drawn_mask_changes_what_it_covers(kind: str, face: F32, portrait: Portrait) -> None:
+    first = draw_mask(face, portrait.landmarks, np.random.default_rng(5), kind)
+    again = draw_mask(face, portrait.landmarks, np.random.default_rng(5), kind)
+    other = draw_mask(face, portrait.landmarks, np.random.default_rng(6), kind)
+    np.testing.assert_array_equal(first.rgb, again.rgb)
+    assert (first.rgb != other.rgb).any()
+    assert first.rgb.dtype == np.float32
+    assert first.rgb.min() >= 0
+    assert first.rgb.max() <= 1
+    inside = first.coverage > 0.9
+    assert 0.02 < inside.mean() < 0.4
+    assert np.abs(first.rgb - face)[inside].mean() > 0.05
+    assert (first.rgb[:20] == face[:20]).all(), "the top of the picture is not the mask's"
+
+
+def test_things_in_front_are_not_mask(face: F32, portrait: Portrait) -> None:
+    masked = draw_mask(face, portrait.landmarks, np.random.default_rng(1))
+    covered = [put_in_front(masked, face, portrait.landmarks, np.random.default_rng(seed)) for seed in range(12)]
+    assert all((c.coverage <= masked.coverage).all() for c in covered)
+    assert min(c.coverage.sum() for c in covered) < 0.9 * masked.coverage.sum()
+
+
+def test_hidden_regions_vary_and_repeat(portrait: Portrait) -> None:
+    size = portrait.bare.shape[:2]
+    regions = [hidden_region(portrait.landmarks, np.random.default_rng(seed), size) for seed in range(20)]
+    np.testing.assert_array_equal(regions[3], hidden_region(portrait.landmarks, np.random.default_rng(3), size))
+    assert {0.0, 1.0} == set(np.unique(regions[0]))
+    shares = [float(r.mean()) for r in regions]
+    assert max(shares) > 1.3 * min(shares)
+
+
+def test_straps_reach_the_ears(portrait: Portrait) -> None:
+    drawn = straps(portrait.landmarks, np.random.default_rng(0), portrait.bare.shape[:2])
+    columns = np.nonzero(drawn.any(axis=0))[0]
+    assert columns.min() < portrait.landmarks[93, 0]
+    assert columns.max() > portrait.landmarks[323, 0]
+
+
+def test_degrading_and_cutting_off_keep_shape_and_range(face: F32, portrait: Portrait) -> None:
+    rng = np.random.default_rng(2)
+    worse = degrade(face, rng)
+    assert worse.shape == face.shape
+    assert worse.dtype == np.float32
+    assert worse.min() >= 0
+    assert worse.max() <= 1
+    assert np.abs(worse - face).mean() < 0.2
+    cut = cut_off(Masked(face, portrait.coverage), rng)
+    assert cut.rgb.shape == face.shape
+    np.testing.assert_array_equal(cut.rgb[0], cut.rgb[1])
+
+
+@pytest.mark.shared
+def test_templates_fit_the_face(shared: Path, face: F32, portrait: Portrait) -> None:
+    templates = load_templates(shared / "data" / "textures")
+    assert len(templates) == 21
+    outline = mask_coverage(portrait.landmarks, Outline(), portrait.bare.shape[:2]) > 127
+    frontal = [t for t in templates if not t.name.endswith(("left", "right"))]
+    for template in frontal:
+        worn = wear_template(face, portrait.landmarks, template, np.random.default_rng(0), jitter=0).coverage > 0.5
+        assert (worn & outline).sum() / (worn | outline).sum() > 0.5, template.name
+
+
+def test_missing_templates_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no masks\.cfg"):
+        load_templates(tmp_path)

@@ -1,0 +1,261 @@
+"""Following faces, on moving pictures made from matplotlib's sample portrait."""
+
+import json
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from faces import Portrait
+
+from unmask.models.geometry import transform_points
+from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.one_euro import OneEuro, OneEuroSettings
+from unmask.stream.stage import Context
+from unmask.stream.stages.track import Track
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+WIDTH, HEIGHT, FPS = 640, 480, 25
+MAX_FACES = 4
+GOLDEN = Path(__file__).parent / "golden" / "mediapipe_grace_hopper.json"
+EYES_PX = (229.0, 308.0)
+"""Outer eye corners of the portrait in x, px; the scale that errors are measured on is their distance."""
+
+
+def placed(x: float, y: float, scale: float = 0.6, radians: float = 0.0) -> F64:
+    """The map from the portrait to a frame that puts the middle of its face at x, y."""
+    cos, sin = scale * np.cos(radians), scale * np.sin(radians)
+    linear = np.array([[cos, -sin], [sin, cos]])
+    return np.column_stack([linear, np.array([x, y]) - linear @ (268.0, 245.0)])
+
+
+def picture(rgb: U8, *places: F64, background: int = 90) -> U8:
+    """A frame-sized picture with the head of the portrait at each of `places`."""
+    canvas = np.full((HEIGHT, WIDTH, 3), background, np.uint8)
+    head = cv2.ellipse(np.zeros(rgb.shape[:2], np.uint8), (268, 240), (135, 190), 0, 0, 360, 255, -1)
+    for place in places:
+        shown = cv2.warpAffine(rgb, place, (WIDTH, HEIGHT), flags=cv2.INTER_AREA)
+        alpha = cv2.warpAffine(head, place, (WIDTH, HEIGHT))[..., None] > 127
+        canvas = np.where(alpha, shown, canvas).astype(np.uint8)
+    return canvas
+
+
+class Camera:
+    """Gives pictures to the stage as frames, and remembers what it found."""
+
+    def __init__(self, max_faces: int = MAX_FACES) -> None:
+        self.layout = Layout(WIDTH, HEIGHT, "rgb24")
+        self.stage = Track(max_faces=max_faces)
+        self.stage.open(Context(self.layout, MAX_FACES))
+        self.frames: list[Frame] = []
+
+    def show(self, rgb: U8, discontinuity: bool = False) -> list[Face]:
+        index = len(self.frames)
+        buffer = np.zeros(self.layout.slot_bytes(MAX_FACES), np.uint8)
+        frame = Frame(index, index, Fraction(1, FPS), self.layout, buffer, 0, discontinuity)
+        frame.planes[0][...] = rgb
+        assert list(self.stage.process(frame)) == [frame]
+        self.frames.append(frame)
+        return frame.faces
+
+
+def ids(faces: list[Face]) -> list[int]:
+    return sorted(face.track_id for face in faces)
+
+
+def test_the_networks_find_what_mediapipe_finds(portrait: Portrait) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    ((detection, landmarks, _),) = find_landmarks(portrait.bare, FaceDetector(), FaceMesh(), rounds=1)
+    assert detection.score == pytest.approx(golden["score"], abs=0.02)
+    x0, _, x1, _ = golden["box_px"]
+    assert np.allclose(detection.box_px, golden["box_px"], atol=0.04 * (x1 - x0))
+    expected = np.array(golden["landmarks_px"])
+    eye_distance = np.linalg.norm(expected[33, :2] - expected[263, :2])
+    error = np.linalg.norm(landmarks[:, :2] - expected[:, :2], axis=1)
+    assert error.mean() < 0.01 * eye_distance
+
+
+def test_the_stage_gives_the_points_of_mediapipe(portrait: Portrait) -> None:
+    place = placed(300, 230, 0.9)
+    (face,) = Camera().show(picture(portrait.bare, place))
+    expected = transform_points(place, np.asarray(json.loads(GOLDEN.read_text())["landmarks_px"], np.float32))
+    eye_distance = np.linalg.norm(expected[33] - expected[263])
+    assert np.linalg.norm(face.landmarks_px[:, :2] - expected, axis=1).mean() < 0.04 * eye_distance
+    assert face.reset
+    assert face.score > 0.8
+    x0, y0, x1, y1 = face.box_px
+    assert x0 < 300 < x1
+    assert y0 < 230 < y1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_moving_face_keeps_its_identity_and_its_crop(portrait: Portrait, masked: bool) -> None:
+    camera, in_portrait = Camera(), []
+    rgb = portrait.masked if masked else portrait.bare
+    for i in range(40):
+        seconds = i / FPS
+        place = placed(
+            320 + 120 * np.sin(3 * seconds), 240, 0.7 + 0.15 * np.sin(4 * seconds), 0.25 * np.sin(5 * seconds)
+        )
+        (face,) = camera.show(picture(rgb, place))
+        assert face.track_id == 0
+        assert face.reset == (i == 0)
+        frame_from_crop = np.linalg.inv(np.vstack([face.crop_from_frame, (0, 0, 1)]))
+        portrait_from_crop = (np.linalg.inv(np.vstack([place, (0, 0, 1)])) @ frame_from_crop)[:2]
+        in_portrait.append(
+            transform_points(portrait_from_crop, np.array([(64, 64), (192, 64), (128, 192)], np.float32))
+        )
+    # The crop shows the same part of the portrait all the time: no lag, no jitter. Peak speed is 360 px/s.
+    wander = np.linalg.norm(np.array(in_portrait) - np.median(in_portrait, axis=0), axis=-1)
+    assert wander.mean() < 0.04 * (EYES_PX[1] - EYES_PX[0])
+    assert not any(frame.discontinuity for frame in camera.frames)
+
+
+def test_the_crop_of_a_still_face_is_steady_under_noise(portrait: Portrait) -> None:
+    rng, camera, crops = np.random.default_rng(3), Camera(), []
+    still = picture(portrait.bare, placed(320, 240, 0.8)).astype(np.float64)
+    for _ in range(25):
+        (face,) = camera.show(np.clip(still + rng.normal(0, 2.5, still.shape), 0, 255).astype(np.uint8))
+        crops.append(face.crop_from_frame @ (320, 200, 1))
+    jumps = np.linalg.norm(np.diff(crops[5:], axis=0), axis=1)
+    assert jumps.mean() < 0.3
+
+
+def test_two_faces_keep_their_identities_and_the_larger_comes_first(portrait: Portrait) -> None:
+    camera = Camera()
+    for i in range(20):
+        faces = camera.show(picture(portrait.bare, placed(170 + 2 * i, 240, 0.5), placed(480 - 2 * i, 240, 0.65)))
+        assert len(faces) == 2
+        assert faces[0].crop_from_frame[0, 0] < faces[1].crop_from_frame[0, 0]
+        large, small = faces
+        assert large.landmarks_px[:, 0].mean() > small.landmarks_px[:, 0].mean()
+        assert ids(faces) == [0, 1]
+    assert camera.stage.summary()["most_at_once"] == 2
+
+
+def test_only_the_largest_faces_are_given(portrait: Portrait) -> None:
+    camera = Camera(max_faces=1)
+    (face,) = camera.show(picture(portrait.bare, placed(170, 240, 0.5), placed(480, 240, 0.65)))
+    assert face.landmarks_px[:, 0].mean() > 400
+
+
+def test_a_cut_resets_everything(portrait: Portrait) -> None:
+    camera = Camera()
+    for _ in range(5):
+        camera.show(picture(portrait.bare, placed(200, 240)))
+    inverted = 255 - picture(portrait.bare)
+    (face,) = camera.show(picture(portrait.bare, placed(450, 200, 0.7), background=int(inverted[0, 0, 0])))
+    assert camera.frames[-1].discontinuity
+    assert face.reset
+    assert face.track_id == 1
+    assert camera.stage.summary()["scene_cuts"] == 1
+    assert not any(frame.discontinuity for frame in camera.frames[:-1])
+
+
+def test_a_discontinuity_from_upstream_resets_everything(portrait: Portrait) -> None:
+    camera, rgb = Camera(), picture(portrait.bare, placed(200, 240))
+    camera.show(rgb)
+    (face,) = camera.show(rgb, discontinuity=True)
+    assert face.reset
+    assert face.track_id == 1
+
+
+def test_a_flash_is_no_cut(portrait: Portrait) -> None:
+    camera, rgb = Camera(), picture(portrait.bare, placed(200, 240))
+    for gain in (1.0, 1.0, 1.3, 1.0, 1.0):
+        faces = camera.show(np.clip(rgb * gain, 0, 255).astype(np.uint8))
+        assert ids(faces) == [0]
+
+
+def test_a_face_that_leaves_is_given_no_more(portrait: Portrait) -> None:
+    camera = Camera()
+    for i in range(45):
+        camera.show(picture(portrait.bare, placed(320 + 16 * i, 240)))
+    assert all(ids(frame.faces) == [0] for frame in camera.frames[:16])
+    assert not any(frame.faces for frame in camera.frames[-10:])
+
+
+def test_a_face_that_is_hidden_for_a_moment_keeps_its_identity(portrait: Portrait) -> None:
+    camera = Camera()
+    shown, hidden = picture(portrait.bare, placed(320, 240)), picture(portrait.bare)
+    for i in range(40):
+        camera.show(hidden if 10 <= i < 22 else shown)
+    found = [ids(frame.faces) for frame in camera.frames]
+    assert found[9] == found[30] == [0]
+    assert [] in found[10:22]
+    again = next(frame for frame in camera.frames[22:] if frame.faces)
+    assert again.faces[0].reset
+    assert again.index < 30
+
+
+def test_a_late_face_is_found_soon(portrait: Portrait) -> None:
+    camera = Camera()
+    for i in range(30):
+        camera.show(picture(portrait.masked, *([placed(400, 220)] if i >= 10 else [])))
+    first = next(frame.index for frame in camera.frames if frame.faces)
+    assert 10 <= first <= 20
+
+
+def test_no_face_is_found_where_there_is_none() -> None:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    for grey in (np.full_like(x, 128), x * 255 // WIDTH, 255 * (x // 20 % 2), 255 * ((x // 32 + y // 32) % 2)):
+        camera, rgb = Camera(), np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+        assert not any(camera.show(rgb) for _ in range(6))
+
+
+def test_what_only_resembles_a_face_is_dropped_soon(portrait: Portrait) -> None:
+    camera, medals = Camera(), cv2.resize(portrait.bare[400:], (WIDTH, HEIGHT))
+    for _ in range(20):
+        camera.show(np.asarray(medals, np.uint8))
+    assert not camera.frames[-1].faces
+
+
+def test_one_euro_rests_and_follows() -> None:
+    rng, settings = np.random.default_rng(0), OneEuroSettings(min_cutoff_hz=0.5, beta=45.0, speed_cutoff_hz=2.0)
+    noise = rng.normal(0, 0.5, (100, 2))
+    steady = run_filter(settings, lambda i: noise[i])
+    assert steady[20:].std() < 0.7 * noise[20:].std()
+    ramp = run_filter(settings, lambda i: np.full(2, 20.0 * i))
+    assert np.abs(ramp[50:] - 20.0 * np.arange(50, 100)[:, None]).max() < 4.0
+
+
+def run_filter(settings: OneEuroSettings, signal: Callable[[int], F64]) -> F64:
+    """100 filtered samples at 25 Hz, of a thing 100 px large."""
+    smooth = OneEuro(settings, signal(0), 0.0)
+    return np.array([signal(0), *(smooth(signal(i), i / FPS, unit=100.0) for i in range(1, 100))])
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "people", "frames"),
+    [("looking-down-404p.mp4", 1, 60), ("handheld-yaw-544p.mp4", 1, 160), ("four-people-506p.mp4", 4, 40)],
+)
+def test_real_masked_people_are_followed(shared: Path, name: str, people: int, frames: int) -> None:
+    stage, found = None, []
+    for frame in read_video(shared / "data" / "videos" / "masked" / name, frames):
+        if stage is None:
+            stage = Track()
+            stage.open(Context(frame.layout))
+        stage.process(frame)
+        found.append({face.track_id for face in frame.faces})
+    always = set.intersection(*found)
+    assert len(always) >= people
+
+
+def read_video(path: Path, count: int) -> Iterator[Frame]:
+    with av.open(str(path)) as container:
+        for index, source in zip(range(count), container.decode(video=0), strict=False):
+            rgb = source.to_ndarray(format="rgb24")
+            layout = Layout(source.width, source.height, "rgb24")
+            buffer = np.zeros(layout.slot_bytes(8), np.uint8)
+            frame = Frame(index, index, Fraction(1, FPS), layout, buffer, 0)
+            frame.planes[0][...] = rgb
+            yield frame

@@ -1,0 +1,218 @@
+"""Data, training, export and evaluation, end to end on a few crops of the portrait."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from faces import Portrait
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.errors import UnmaskError, UserError
+from unmask.models.engine import OpenVinoEngine, choose, load
+from unmask.train import inpainter, segmenter
+from unmask.train.config import Phase, Recipe, load_yaml
+from unmask.train.data import FaceCrops, augment, is_validation, mirror_order, prefetch, prepare_crops
+from unmask.train.evaluate import (
+    boundary_f,
+    evaluate_inpainter,
+    evaluate_labelled,
+    false_alarms,
+    psnr,
+    sharpness,
+    structural_similarity,
+)
+from unmask.train.loop import check_finite, learning_rate, schedule
+
+
+@pytest.fixture(scope="module")
+def crops(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of eight variants of the portrait and of a picture without a face, some of them for validation."""
+    folder = tmp_path_factory.mktemp("faces")
+    for number in range(8):
+        height, width = portrait.bare.shape[:2]
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), 5.0 * (number - 4), 1.0)
+        picture = cv2.warpAffine(portrait.bare, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        split = next(s for s in range(10_000) if is_validation(f"{number}-{s}.png") == (number < 2))
+        cv2.imwrite(str(folder / f"{number}-{split}.png"), picture[..., ::-1])
+    cv2.imwrite(str(folder / "no-face.png"), np.full((200, 200, 3), 90, np.uint8))
+    out = tmp_path_factory.mktemp("crops")
+    assert prepare_crops([folder], out, lambda done, total: None) == (8, 1)
+    return out
+
+
+def test_crops_are_aligned_and_split(crops: Path) -> None:
+    data = FaceCrops.open(crops)
+    assert data.crops.shape[0] >= len(data.names) == 8
+    eyes = data.points[:, [33, 263], :2].mean(axis=1)
+    assert np.ptp(eyes, axis=0).max() < 4, "turned pictures give the same crop"
+    validation = set(data.split(validation=True))
+    assert {data.names[i].split("/")[-1][0] for i in validation} == {"0", "1"}
+    assert not validation & set(data.split(validation=False))
+
+
+def test_missing_crops_say_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unmask data crops"):
+        FaceCrops.open(tmp_path)
+    with pytest.raises(UserError, match="no pictures"):
+        prepare_crops([tmp_path], tmp_path / "out", lambda done, total: None)
+
+
+def test_augmenting_moves_picture_and_points_together(crops: Path) -> None:
+    data = FaceCrops.open(crops)
+    same = augment(data, 0, 256, np.random.default_rng(0), jitter=0.0)
+    np.testing.assert_allclose(same.rgb * 255, data.crops[0], atol=0.6)
+    np.testing.assert_allclose(same.points, data.points[0], atol=1e-3)
+    dark = []
+    for seed in range(8):  # the pupils stay the darkest thing around the eyes, wherever the crop moves
+        sample = augment(data, 0, 256, np.random.default_rng(seed))
+        x, y = np.round(sample.points[[33, 133], :2].mean(axis=0)).astype(int)
+        around = sample.rgb[y - 12 : y + 12, x - 12 : x + 12].mean()
+        dark.append(around < sample.rgb[y + 30 : y + 50, x - 10 : x + 10].mean())
+    assert sum(dark) >= 6
+
+
+def test_mirroring_twice_changes_nothing() -> None:
+    order = mirror_order()
+    np.testing.assert_array_equal(order[order], np.arange(468))
+
+
+def recipe(crops: Path, out: Path, **phase: float) -> Recipe:
+    first = Phase(steps=4, size=64, batch=2)
+    second = Phase(steps=2, size=64, batch=2, lr=1e-4, **phase)  # type: ignore[arg-type]
+    return Recipe(crops=str(crops), out=str(out), phases=(first, second), checkpoint_minutes=0)
+
+
+def test_segmenter_trains_resumes_and_exports(crops: Path, tmp_path: Path) -> None:
+    whole = recipe(crops, tmp_path / "whole")
+    segmenter.train(whole)
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 6
+    assert 0 <= log[-1]["validation_iou"] <= 1
+
+    part = recipe(crops, tmp_path / "part")
+    segmenter.train(Recipe(crops=part.crops, out=part.out, phases=part.phases[:1], checkpoint_minutes=0))
+    segmenter.train(part)  # goes on after the first phase
+    straight, resumed = (torch.load(tmp_path / x / "state.pt", weights_only=True) for x in ("whole", "part"))
+    assert straight["done"] == resumed["done"] == 6
+    for name, value in straight["model"].items():
+        torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
+
+
+def test_inpainter_trains_with_an_adversary_and_ships(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: Portrait
+) -> None:
+    inpainter.train(recipe(crops, tmp_path / "run", adversarial=0.1, matching=0.1))
+    result = CliRunner().invoke(app, ["export", "inpainter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr("unmask.models.engine.weights_file", lambda name: tmp_path / name)
+    engine = OpenVinoEngine("inpainter", threads=3)  # an unusual number, so that no compiled network is reused
+    crop, mask = portrait.crop(masked=True), portrait.crop_coverage().astype(np.uint8) * np.uint8(255)
+    painted = engine(crop[None], mask[None])[0].astype(int)
+    assert np.abs(painted - crop)[mask == 0].max() <= 1
+    assert np.abs(painted - crop)[mask > 0].mean() > 5
+
+
+def test_recipes_are_checked(tmp_path: Path) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text("crops: a\nout: b\nphases: [{steps: 3, size: 64}]\n")
+    assert load_yaml(good, Recipe).phases[0].batch == 16
+    for text, message in (
+        ("crops: a\nout: b\nphases: []\nlearningrate: 1\n", "learningrate"),
+        ("crops: a\nout: b\nphases: [{steps: many, size: 64}]\n", r"phases\[0\]\.steps|phases"),
+        ("crops: [", "not valid YAML"),
+    ):
+        bad = tmp_path / "bad.yaml"
+        bad.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_yaml(bad, Recipe)
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load_yaml(tmp_path / "none.yaml", Recipe)
+
+
+@pytest.mark.parametrize("name", ["segmenter", "inpainter"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    path = Path(inpainter.__file__).parent / "recipes" / f"{name}.yaml"
+    assert load_yaml(path, Recipe).phases
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    phase = Phase(steps=1000, size=64, lr=1.0)
+    rates = [learning_rate(phase, step) for step in range(1000)]
+    assert rates[0] < 0.05
+    assert max(rates) == rates[30] == 1.0
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_schedule_goes_on_where_it_stopped() -> None:
+    plan = Recipe(crops="", out="", phases=(Phase(steps=3, size=64), Phase(steps=2, size=128)))
+    everything = list(schedule(plan, 0))
+    assert [(p.size, step) for p, step, _ in everything] == [(64, 0), (64, 1), (64, 2), (128, 0), (128, 1)]
+    assert list(schedule(plan, 2)) == everything[2:]
+
+
+def test_broken_loss_stops_the_run() -> None:
+    check_finite(torch.tensor(1.0), 3)
+    with pytest.raises(UnmaskError, match="nan at step 3"):
+        check_finite(torch.tensor(float("nan")), 3)
+
+
+def test_prefetch_passes_errors_on() -> None:
+    numbers = iter(range(3))
+    made = prefetch(lambda: next(numbers))
+    assert [next(made) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError):
+        next(made)
+
+
+def test_measures_have_their_known_values() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert psnr(np.full(10, 255.0)) == pytest.approx(0)
+    assert psnr(np.full(10, 25.5)) == pytest.approx(20)
+    assert structural_similarity(picture, picture) == pytest.approx(1)
+    assert structural_similarity(picture, 255 - picture) < 0
+    blurred = cv2.GaussianBlur(picture, (0, 0), 2)
+    everywhere = np.ones((64, 64), bool)
+    assert sharpness(blurred, everywhere) < 0.1 * sharpness(picture, everywhere)
+    square = np.zeros((64, 64), bool)
+    square[20:40, 20:40] = True
+    assert boundary_f(square, square) == 1
+    assert boundary_f(np.roll(square, 1, axis=0), square) == pytest.approx(1)
+    assert boundary_f(np.roll(square, 12, axis=(0, 1)), square) < 0.3
+
+
+def test_evaluations_run_on_the_shipped_networks(crops: Path, portrait: Portrait, tmp_path: Path) -> None:
+    data = FaceCrops.open(crops)
+    figures = evaluate_inpainter(load("inpainter", choose("cpu")), data, lambda done, total: None)
+    assert figures["pictures"] == 2
+    assert figures["psnr_in_mask"] > figures["psnr_in_mask_telea"]
+    for folder in ("image", "mask"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "image" / "a.png"), portrait.crop(masked=True)[..., ::-1])
+    cv2.imwrite(str(tmp_path / "mask" / "a.png"), portrait.crop_coverage().astype(np.uint8) * 255)
+    engine = load("segmenter", choose("cpu"))
+    labelled = evaluate_labelled(engine, tmp_path, lambda rgb: np.eye(3)[:2], lambda done, total: None)
+    assert labelled["iou"] > 0.85
+    assert labelled["no_face_found"] == 0
+    assert false_alarms(engine, iter([portrait.crop(masked=False)]))["painted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "segmenter"], "nothing to measure on"),
+        (["evaluate", "inpainter", "--crops", "nowhere"], "unmask data crops"),
+        (["data", "crops", "nowhere", "-o", "x"], "not a folder"),
+        (["train", "inpainter", "--config", "none.yaml"], "cannot read the recipe"),
+        (["export", "segmenter", "none.pt", "-o", "."], "no checkpoint"),
+        (["export", "painter", "none.pt", "-o", "."], "unknown network"),
+    ],
+)
+def test_mistakes_are_said(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
