@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # A name on the PATH may be a shim without a Python behind it, so each is tried.
-PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3.13 python3,\
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 	$(shell $(name) -c '$(USABLE)' >/dev/null 2>&1 && echo $(name))))
 
 help:

@@ -44,7 +44,7 @@ def clips(scene: Portrait, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_every_mask_is_removed_and_reported(clips: dict[str, Path]) -> None:
     report = json.loads(clips["threads"].with_suffix(".json").read_text())
     assert report["frames"] == report["masks_removed"] == FRAMES
-    assert report["faces"] == 1
+    assert report["details"]["segment"]["people_unmasked"] == 1
     assert report["dropped"] == 0
     assert set(report["stages"]) == {"decode", "track", "segment", "inpaint", "smooth", "encode"}
 

@@ -45,7 +45,7 @@ def keep_memory() -> None:
 
 def channels_last(model: M) -> M:
     """Lay the weights out channel by channel within each pixel: twice as fast on a processor in bfloat16."""
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 

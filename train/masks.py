@@ -141,7 +141,8 @@ def straps(landmarks: F32, rng: np.random.Generator, size: tuple[int, int]) -> U
     """Coverage (H, W) uint8 of ear loops: thin lines from the sides of the mask to the ears."""
     picture = np.zeros(size, np.uint8)
     p = landmarks[:, :2]
-    width = max(1, round(float(np.linalg.norm(p[33] - p[263])) * rng.uniform(0.015, 0.05)))
+    share = rng.uniform(0.015, 0.05) if rng.random() < 0.5 else rng.uniform(0.05, 0.14)
+    width = max(1, round(float(np.linalg.norm(p[33] - p[263])) * share))
     for ear, high, low in ((234, 50, 136), (454, 280, 365)):
         target = p[ear] + (p[ear] - p[1]) * rng.uniform(0.0, 0.12)
         for start in (high, low):

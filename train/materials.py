@@ -191,13 +191,13 @@ def draw_mask(
     coverage = mask_coverage(landmarks, outline or random_outline(rng, random_wearing(rng)), size)
     sheet = _sheet(landmarks, size)
     material = MATERIALS[kind](sheet, rng)
-    loops = straps(landmarks, rng, size) if rng.random() < 0.7 else np.zeros(size, np.uint8)
     full = coverage.astype(np.float32) / np.float32(255)
-    picture = rgb
-    if loops.any():
-        band = np.clip(loops.astype(np.float32) / np.float32(255) - full, 0, 1)
-        picture = _compose(picture, _plain(rng.uniform(0, 1) * np.ones(3), size), band, sheet.eye, rng)
-    return Masked(_compose(picture, material, full, sheet.eye, rng), full)
+    picture, band = rgb, np.zeros(size, np.float32)
+    if rng.random() < 0.8:
+        band = np.clip(straps(landmarks, rng, size).astype(np.float32) / np.float32(255) - full, 0, 1)
+        loops = material if kind == "cloth" and rng.random() < 0.5 else _plain(rng.uniform(0, 1) * np.ones(3), size)
+        picture = _compose(picture, loops, band, sheet.eye, rng)
+    return Masked(_compose(picture, material, full, sheet.eye, rng), np.maximum(full, band))
 
 
 def random_wearing(rng: np.random.Generator) -> Worn:

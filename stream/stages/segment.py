@@ -21,6 +21,11 @@ _WEARS_AREA: Final = 0.03
 """Share of the crop that a mask covers at least; one worn well covers a fifth, one under the chin about a tenth."""
 _KEEPS_AREA: Final = 0.015
 """The same for a face that wore one in the frame before: between the two nothing changes, so nothing flickers."""
+_CERTAIN_FACE: Final = 0.8
+_CERTAIN_MASK: Final = 0.93
+"""On what may not be a face, only a mask beyond doubt counts: an emblem on a flag or a jacket gets 0.9 at most."""
+_MIDDLE_PX: Final = (60.0, 95.0)
+"""How far from the middle column, and how far down at least, the middle of a worn mask lies in the crop."""
 _SPECK_PX: Final = 5
 """Spots narrower than this are mistakes."""
 _GROW_PX: Final = 6
@@ -45,6 +50,14 @@ def _border_window() -> F32:
     """(S, S) float32, 1 inside, falling to 0 at the border of the crop, beyond which nothing can be painted."""
     ramp = np.clip(np.minimum(np.arange(CROP_SIZE), np.arange(CROP_SIZE)[::-1]) / 8.0, 0, 1)
     return np.asarray(np.minimum.outer(ramp, ramp), np.float32)
+
+
+def _sits_on_a_face(solid: U8) -> bool:
+    """Whether the middle of a mask lies where a mask can be worn, from the nose to the neck."""
+    moments = cv2.moments(solid, binaryImage=True)
+    x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
+    aside, down = _MIDDLE_PX
+    return abs(x - CROP_SIZE / 2) < aside and y > down
 
 
 class MaskShape:
@@ -106,10 +119,13 @@ class Segment(Stage):
             probability += _STEADY * (memory.probability - probability)
         solid = self._shape.solid(probability)
         area = cv2.countNonZero(solid) / _PIXELS
-        needed = _KEEPS_AREA if memory is not None and memory.masked else _WEARS_AREA
-        face.masked = area >= needed
         sure = float(probability[solid > 0].mean()) / 255.0 if area else 0.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
+        if memory is not None and memory.masked:
+            face.masked = area >= _KEEPS_AREA
+        else:
+            believed = face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK
+            face.masked = area >= _WEARS_AREA and believed and _sits_on_a_face(solid)
         face.pictures.mask[:] = self._shape.alpha(solid) if face.masked else 0
         self._memory[face.track_id] = _Memory(probability, face.masked)
         if face.masked:
