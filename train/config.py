@@ -21,6 +21,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         matching: weight of the feature matching that goes with it.
         judge_shrink: how many times smaller the discriminator sees the pictures: 2 teaches shapes at a quarter of the
             cost, 1 texture.
+        perceptual_shrink: the same for the perceptual loss.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     adversarial: float = 0.0
     matching: float = 0.0
     judge_shrink: int = 1
+    perceptual_shrink: int = 1
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -100,15 +100,16 @@ class Trainer:
         shown = output.clamp(0, 1) * batch.inside + truth * (1 - batch.inside)
         if phase.perceptual and self.perceptual:
             with torch.autocast("cpu", torch.bfloat16):
-                perceptual = self.perceptual(lower_half(shown), lower_half(truth))
+                seen, wanted = (lower_part(x, phase.perceptual_shrink) for x in (shown, truth))
+                perceptual = self.perceptual(seen, wanted)
             loss = loss + phase.perceptual * perceptual
             figures["perceptual"] = perceptual.item()
         if phase.adversarial:
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = judged(batch.mask, phase)
-                score, fake = self.judge(judged(shown, phase), hidden)
+                hidden = lower_part(batch.mask, phase.judge_shrink)
+                score, fake = self.judge(lower_part(shown, phase.judge_shrink), hidden)
                 with torch.no_grad():
-                    _, real = self.judge(judged(truth, phase), hidden)
+                    _, real = self.judge(lower_part(truth, phase.judge_shrink), hidden)
             fooled, unlike = hinge_generator(score), feature_matching(real, fake)
             loss = loss + phase.adversarial * fooled + phase.matching * unlike
             figures |= {"adversarial": fooled.item(), "matching": unlike.item()}
@@ -125,8 +126,8 @@ class Trainer:
     def step_judge(self, phase: Phase, real: Tensor, fake: Tensor, mask: Tensor) -> float:
         """One step of the discriminator. Returns its loss."""
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = judged(mask, phase)
-            scores = (self.judge(judged(x, phase), hidden)[0] for x in (real, fake))
+            hidden = lower_part(mask, phase.judge_shrink)
+            scores = (self.judge(lower_part(x, phase.judge_shrink), hidden)[0] for x in (real, fake))
             loss = hinge_discriminator(*scores)
         check_finite(loss, self.run.done)
         self.judge_optimizer.zero_grad(set_to_none=True)
@@ -151,16 +152,10 @@ class Trainer:
         return float(np.mean(values))
 
 
-def lower_half(x: Tensor) -> Tensor:
-    """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S)."""
-    size = x.shape[-2]
-    return x[..., 3 * size // 8 :, :]
-
-
-def judged(x: Tensor, phase: Phase) -> Tensor:
-    """What the discriminator sees of (N, C, S, S): the lower part, shrunk if the phase says so."""
-    part = lower_half(x)
-    return F.avg_pool2d(part, phase.judge_shrink) if phase.judge_shrink > 1 else part
+def lower_part(x: Tensor, shrink: int) -> Tensor:
+    """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S), both divided by `shrink`."""
+    part = x[..., 3 * x.shape[-2] // 8 :, :]
+    return F.avg_pool2d(part, shrink) if shrink > 1 else part
 
 
 def train(recipe: Recipe) -> None:

@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.train.masks import Outline, Worn, _along, mask_coverage, outline_corners, random_outline, straps
+from unmask.train.masks import (
+    Outline,
+    Worn,
+    _along,
+    fill_polygon,
+    mask_coverage,
+    outline_corners,
+    random_outline,
+    straps,
+)
 
 F32 = npt.NDArray[np.float32]
 
@@ -166,6 +175,7 @@ def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.
     return np.asarray(np.clip(skin + soft * (lit - skin), 0, 1), np.float32)
 
 
+_LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
 Material = Callable[[_Sheet, np.random.Generator], F32]
 MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
 
@@ -281,17 +291,54 @@ def _fits(alpha: F32, coverage: npt.NDArray[np.uint8]) -> bool:
     return bool(2 * (a & b).sum() > (a | b).sum())
 
 
+def grow_beard(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
+    """A beard around mouth and chin, which a segmenter must not take for a mask worn there. (H, W, 3) in and out."""
+    size = rgb.shape[:2]
+    eye = float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])) + 1e-6
+    outline = Outline(
+        nose=rng.uniform(0.92, 1.3), cheek=rng.uniform(1.0, 1.5), side_top=rng.uniform(0.1, 0.4), chin=0.0
+    )
+    cover = mask_coverage(landmarks, outline, size).astype(np.float32) / np.float32(255)
+    lips = fill_polygon(landmarks[list(_LIPS), :2], size).astype(np.float32) / np.float32(255)
+    cover = cv2.GaussianBlur(np.clip(cover - lips, 0, 1), (0, 0), max(0.5, rng.uniform(0.02, 0.08) * eye))
+    hair = np.array([0.35, 0.22, 0.14]) * rng.uniform(0.15, 1.8) + rng.uniform(0, 0.3)
+    strands = _noise(rng, size, rng.uniform(40, 90)) * rng.uniform(0.1, 0.35)
+    cover = cover * np.clip(rng.uniform(0.35, 0.95) + strands, 0, 1)
+    lit = np.clip(hair * (1 + strands)[..., None], 0, 1) * _exposure(rgb, rng)
+    return np.asarray(np.clip(rgb + cover[..., None] * (lit - rgb), 0, 1), np.float32)
+
+
+def _draw_hand(
+    thing: npt.NDArray[np.uint8], target: npt.NDArray[np.float64], eye: float, rng: np.random.Generator
+) -> None:
+    """A hand that holds the mask: a palm and four fingers side by side, tips near `target`."""
+    turn = rng.uniform(0, 2 * np.pi)
+    along, across = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+    width, length = rng.uniform(0.16, 0.3) * eye, rng.uniform(0.6, 1.2) * eye
+    palm = target + along * (length + 1.5 * width)
+    for k in range(4):
+        tip = target + across * (k - 1.5) * width * 1.05 + along * rng.uniform(0, 0.3) * length
+        base = palm + across * (k - 1.5) * width * 0.9
+        cv2.line(thing, _px(tip), _px(base), 255, max(1, round(width)), cv2.LINE_AA)
+    axes = (round(2.2 * width), round(2.4 * width))
+    cv2.ellipse(thing, _px(palm + along * width), axes, float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA)
+    cv2.line(thing, _px(palm), _px(palm + along * 4 * eye), 255, max(1, round(3 * width)), cv2.LINE_AA)
+
+
 def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Generator) -> Masked:
-    """Put something in front of the face: fingers of the face's own skin colour, a microphone, or a flat thing."""
+    """Put something in front of the face: a hand or fingers of its own skin colour, a microphone, a flat thing."""
     size = bare.shape[:2]
     p = landmarks[:, :2]
     eye = float(np.linalg.norm(p[33] - p[263])) + 1e-6
     thing = np.zeros(size, np.uint8)
     target = p[[1, 13, 152, 205, 425, 58, 288][rng.integers(7)]] + rng.normal(0, 0.15, 2) * eye
-    kind = rng.choice(["fingers", "microphone", "flat"])
-    if kind == "fingers":
+    kind = rng.choice(["hand", "fingers", "microphone", "flat"], p=[0.4, 0.25, 0.15, 0.2])
+    if kind in {"hand", "fingers"}:
         x, y = np.clip(p[151], 0, np.array(size[::-1]) - 1).astype(int)
         colour = bare[y, x] * rng.uniform(0.8, 1.15)
+    if kind == "hand":
+        _draw_hand(thing, target, eye, rng)
+    elif kind == "fingers":
         turn, width = rng.uniform(0, 2 * np.pi), max(2, round(eye * rng.uniform(0.13, 0.24)))
         for k in range(int(rng.integers(1, 5))):
             tip = target + k * width * 1.05 * np.array([-np.sin(turn), np.cos(turn)])

@@ -20,6 +20,7 @@ from unmask.train.materials import (
     cut_off,
     degrade,
     draw_mask,
+    grow_beard,
     load_templates,
     put_in_front,
     wear_template,
@@ -42,15 +43,16 @@ class Batch:
 def make_sample(data: FaceCrops, index: int, size: int, rng: np.random.Generator, templates: list[Template]) -> Masked:
     """A face with a mask (three quarters of them), perhaps with something in front of it, as a camera would see it."""
     face = augment(data, index, size, rng, JITTER)
-    masked = Masked(face.rgb, np.zeros((size, size), np.float32))
+    rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.25 else face.rgb
+    masked = Masked(rgb, np.zeros((size, size), np.float32))
     wears = rng.random() < 0.75
     strength = 2.5 if rng.random() < 0.3 else 1.0
     if wears and templates and rng.random() < 0.45:
-        masked = wear_template(face.rgb, face.points, templates[rng.integers(len(templates))], rng)
+        masked = wear_template(rgb, face.points, templates[rng.integers(len(templates))], rng)
     elif wears:
-        masked = draw_mask(face.rgb, face.points, rng)
-    if rng.random() < (0.2 if wears else 0.5):
-        masked = put_in_front(masked, face.rgb, face.points, rng)
+        masked = draw_mask(rgb, face.points, rng)
+    if rng.random() < (0.5 if wears else 0.3):
+        masked = put_in_front(masked, rgb, face.points, rng)
     masked = Masked(degrade(relight(masked.rgb, rng, strength), rng), masked.coverage)
     return cut_off(masked, rng) if rng.random() < 0.3 else masked
 

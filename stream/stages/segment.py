@@ -57,7 +57,7 @@ def _sits_on_a_face(solid: U8) -> bool:
     moments = cv2.moments(solid, binaryImage=True)
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     aside, down = _MIDDLE_PX
-    return abs(x - CROP_SIZE / 2) < aside and y > down
+    return bool(abs(x - CROP_SIZE / 2) < aside and y > down)
 
 
 class MaskShape:
