@@ -140,14 +140,14 @@ class Segment(Stage):
         Where hands cover most of a mask the network misses the rest, and finds it in a closer view; bare faces stay
         bare in both. So a crop without a mask is looked at twice.
         """
-        probability = self._engine(crop[None])[0].astype(np.float32)
+        probability = np.asarray(self._engine(crop[None])[0], np.float32)
         if cv2.countNonZero(self._shape.solid(probability)) >= _WEARS_AREA * _PIXELS:
             return probability
         size = (CROP_SIZE, CROP_SIZE)
         closer = cv2.warpAffine(crop, _CLOSER, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        found = self._engine(np.asarray(closer, np.uint8)[None])[0].astype(np.float32)
+        found = np.asarray(self._engine(np.asarray(closer, np.uint8)[None])[0], np.float32)
         back = cv2.warpAffine(found, _CLOSER, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        return np.maximum(probability, np.asarray(back, np.float32))
+        return np.asarray(np.maximum(probability, back), np.float32)
 
     def summary(self) -> dict[str, Any]:
         return {
