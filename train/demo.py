@@ -24,6 +24,7 @@ from av.video.reformatter import Colorspace
 
 from unmask.errors import UnmaskError
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.train.data import read_rgb
 from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
 
@@ -64,7 +65,7 @@ class Portrait:
 def make_portrait(seed: int = 11) -> Portrait:
     """Load the portrait and draw a mask on it."""
     path = str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    truth = read_picture(Path(path))
+    truth = read_rgb(Path(path))
     faces = find_landmarks(truth, FaceDetector(), FaceMesh())
     if not faces:
         raise UnmaskError("no face was found in the portrait")
@@ -72,13 +73,6 @@ def make_portrait(seed: int = 11) -> Portrait:
     drawn = draw_mask(rgb, faces[0][1], rng, kind="surgical", outline=Outline())
     masked, alpha = (np.rint(255 * part).astype(np.uint8) for part in (drawn.rgb, drawn.coverage))
     return Portrait(truth, masked, alpha, _paper(alpha.shape), _background(truth))
-
-
-def read_picture(path: Path) -> U8:
-    """(H, W, 3) uint8 RGB."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    assert bgr is not None, path
-    return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +188,7 @@ def predicted_masks(pictures: list[U8]) -> list[U8]:
         for index, picture in enumerate(pictures):
             cv2.imwrite(str(folder / "in" / f"{index}.png"), picture[..., ::-1])
         run_unmask("image", folder / "in", "-o", folder / "out", "--mask-dir", folder / "mask", "--quiet")
-        return [read_picture(folder / "mask" / f"{index}.png")[..., 0] for index in range(len(pictures))]
+        return [read_rgb(folder / "mask" / f"{index}.png")[..., 0] for index in range(len(pictures))]
 
 
 def compare(path: Path, masked: list[U8], unmasked: list[U8], portrait: Portrait) -> None:
