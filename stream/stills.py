@@ -11,6 +11,8 @@ from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import FaceFinder
 from unmask.stream.frame import F64, U8, Frame, Layout
+from unmask.stream.stage import Context
+from unmask.stream.stages.track import Track
 
 _PAD: Final = 0.35
 """The border is repeated this far around the picture (of its larger side): a face may fill it, or be cut off by it."""
@@ -48,3 +50,32 @@ def crop_of_portrait(rgb: U8) -> F64 | None:
     landmarks = max(sightings, key=lambda s: s.score).landmarks_px
     landmarks[:, :2] -= pad
     return canonical_crop(landmarks)
+
+
+def crops_of_faces(rgb: U8, smallest_px: float = 48.0) -> list[F64]:
+    """The canonical crops of all faces of a picture, as the pipeline would place them.
+
+    Args:
+        rgb: (H, W, 3) uint8; the border is repeated around it, as in `crop_of_portrait`.
+        smallest_px: width or height of the smallest face given.
+
+    Returns:
+        (2, 3) float64 maps from picture px to crop px, largest face first.
+    """
+    pad = round(_PAD * max(rgb.shape[:2]))
+    padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
+    layout = Layout(padded.shape[1], padded.shape[0], "rgb24")
+    context = Context(layout)
+    frame = Frame(0, 0, Fraction(1), layout, np.zeros(layout.slot_bytes(context.max_faces), np.uint8), 0)
+    frame.planes[0][...] = padded
+    track = Track()
+    track.open(context)
+    crops = []
+    for face in (face for given in track.process(frame) for face in given.faces):
+        x0, y0, x1, y1 = face.box_px
+        if max(x1 - x0, y1 - y0) >= smallest_px:
+            moved = face.crop_from_frame.copy()
+            moved[:, 2] += moved[:, :2] @ (pad, pad)
+            crops.append(moved)
+    track.close()
+    return crops

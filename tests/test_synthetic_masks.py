@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,6 +21,7 @@ from unmask.train.materials import (
     put_in_front,
     wear_template,
 )
+from unmask.train.turning import Turn, random_turn, turn_head
 
 F32 = npt.NDArray[np.float32]
 
@@ -126,3 +128,31 @@ def test_templates_fit_the_face(shared: Path, face: F32, portrait: Portrait) -> 
 def test_missing_templates_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no masks\.cfg"):
         load_templates(tmp_path)
+
+
+@pytest.mark.parametrize("degrees", [-70, -30, 30, 70])
+def test_turned_head_takes_its_mask_along(degrees: float, face: F32, portrait: Portrait) -> None:
+    small = cv2.resize(face, (256, 256), interpolation=cv2.INTER_AREA)
+    points = portrait.landmarks * np.float32(256) / np.array([face.shape[1], face.shape[0], face.shape[1]], np.float32)
+    masked = draw_mask(small, points, np.random.default_rng(3), "cloth")
+    behind = np.zeros_like(small)
+    turned, moved = turn_head(masked, points, behind, Turn(np.radians(degrees)))
+    nose, ears = moved[4], moved[[234, 454]].mean(axis=0)
+    assert np.sign(nose[0] - ears[0]) == np.sign(degrees), "a positive yaw turns the nose to the right"
+    assert turned.rgb.dtype == turned.coverage.dtype == np.float32
+    assert 0 <= turned.rgb.min() <= turned.rgb.max() <= 1
+    x, y = np.round(moved[13, :2]).astype(int)
+    assert turned.coverage[y, x] > 0.9, "the mouth is still behind the mask"
+    brow = 300 if degrees < 0 else 70
+    x, y = np.round(moved[brow, :2]).astype(int)
+    assert turned.coverage[y, x] < 0.1, "the brow is still bare"
+    narrower = (turned.coverage > 0.5).sum() / (masked.coverage > 0.5).sum()
+    assert narrower < 1.0 if abs(degrees) > 45 else narrower < 1.3
+
+
+def test_bare_head_turns_bare(face: F32, portrait: Portrait) -> None:
+    bare = Masked(face, np.zeros(face.shape[:2], np.float32))
+    square = min(face.shape[:2])
+    bare = Masked(bare.rgb[:square, :square].copy(), bare.coverage[:square, :square].copy())
+    turned, _ = turn_head(bare, portrait.landmarks, np.zeros_like(bare.rgb), random_turn(np.random.default_rng(0)))
+    assert not turned.coverage.any()

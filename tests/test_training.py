@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from unmask.train.evaluate import (
     structural_similarity,
 )
 from unmask.train.loop import check_finite, learning_rate, schedule
+from unmask.train.pseudo import PseudoLabels
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +104,63 @@ def test_segmenter_trains_resumes_and_exports(crops: Path, tmp_path: Path) -> No
         torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
 
 
+@pytest.fixture(scope="module")
+def labels(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The masked portrait, labelled by the shipped segmenter."""
+    folder, out = tmp_path_factory.mktemp("masked"), tmp_path_factory.mktemp("labels")
+    cv2.imwrite(str(folder / "masked.png"), portrait.masked[..., ::-1])
+    cv2.imwrite(str(folder / "bare.png"), portrait.bare[..., ::-1])
+    result = CliRunner().invoke(app, ["data", "label", str(folder), "-o", str(out), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "crops: 1\n" in result.output
+    assert "faces without a sure label: 1\n" in result.output, "a bare face has no mask to label"
+    return out
+
+
+def test_labels_lie_on_the_mask(labels: Path, portrait: Portrait) -> None:
+    real = PseudoLabels.open(labels)
+    truth, found = portrait.crop_coverage(), real.labels[0] > 127
+    assert (truth & found).sum() / (truth | found).sum() > 0.8
+    _, label, weight = real.draw(0, 128, np.random.default_rng(0), 1.0)
+    assert set(np.unique(label)) <= {0.0, 1.0}
+    assert 0.5 < weight.mean() < 1, "a rim around the mask has no label"
+
+
+def test_labels_keep_apart_what_must_not_be_trained_on(portrait: Portrait, tmp_path: Path) -> None:
+    for name, picture in (("train", portrait.masked), ("test", portrait.masked[:, ::-1])):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.jpg"), picture[..., ::-1])
+    command = ["data", "label", str(tmp_path / "train"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, "--apart-from", str(tmp_path / "test")])
+    assert isinstance(result.exception, UserError)
+    assert "no masked face with a sure label" in str(result.exception)
+
+
+def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path: Path) -> None:
+    sources = segmenter.Sources(FaceCrops.open(crops), (), PseudoLabels.open(labels))
+    batch = segmenter.make_batch(sources, np.arange(4), 64, 0, real_share=0.5)
+    known = batch.weight.mean((1, 2, 3))
+    assert (known[:2] < 1).all()
+    assert (known[2:] == 1).all()
+    real = msgspec.structs.replace(recipe(crops, tmp_path), real=str(labels))
+    segmenter.train(real)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def test_windows_lie_around_what_is_hidden() -> None:
+    weight = torch.zeros(2, 1, 64, 64)
+    weight[0, 0, 40:44, 20:24] = 1
+    weight[1, 0, 63, 63] = 1
+    corners = inpainter.random_windows(weight, 16)
+    cut = inpainter.windows(weight, corners, 16)
+    assert cut.shape == (2, 1, 16, 16)
+    assert (cut.sum((1, 2, 3)) > 0).all()
+
+
 def test_inpainter_trains_with_an_adversary_and_ships(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: Portrait
 ) -> None:
-    inpainter.train(recipe(crops, tmp_path / "run", adversarial=0.1, matching=0.1))
+    inpainter.train(recipe(crops, tmp_path / "run", adversarial=0.1, matching=0.1, fine=0.1, window=32))
     result = CliRunner().invoke(app, ["export", "inpainter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     monkeypatch.setattr("unmask.models.engine.weights_file", lambda name: tmp_path / name)

@@ -22,6 +22,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         judge_shrink: how many times smaller the discriminator sees the pictures: 2 teaches shapes at a quarter of the
             cost, 1 texture.
         perceptual_shrink: the same for the perceptual loss.
+        texture: weight of the perceptual loss on small windows at full size (inpainter), 0 leaves it out.
+        fine: weight of a second discriminator on the same windows, 0 leaves it out.
+        window: width and height of the windows in px.
     """
 
     steps: int
@@ -33,6 +36,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     matching: float = 0.0
     judge_shrink: int = 1
     perceptual_shrink: int = 1
+    texture: float = 0.0
+    fine: float = 0.0
+    window: int = 64
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,6 +49,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         out: folder for checkpoints and logs.
         phases: in order.
         textures: folder of mask pictures with `masks.cfg`; empty for drawn masks only.
+        real: folder written by `unmask data label`, of which a quarter of each batch is drawn (segmenter); empty for
+            none.
         perceptual_weights: file with VGG-16 weights up to relu3_3 (keys `features.N.weight`), for the perceptual loss.
         start: safetensors file to start from; empty for random weights.
         seed: of weights and data.
@@ -54,6 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     out: str
     phases: tuple[Phase, ...]
     textures: str = ""
+    real: str = ""
     perceptual_weights: str = ""
     start: str = ""
     seed: int = 0

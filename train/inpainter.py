@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.discriminator import PatchDiscriminator
@@ -19,6 +19,15 @@ from unmask.train.masks import hidden_region
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a discriminator is shown: fake and real (N, 3, H, W) 0..1, mask (N, 1, H, W) 0/1."""
+
+    fake: Tensor
+    real: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +69,13 @@ class Trainer:
         self.model = channels_last(Inpainter())
         if recipe.start:
             self.model.load_state_dict(load_file(recipe.start))
-        self.judge = channels_last(PatchDiscriminator())
-        needs_vgg = any(phase.perceptual for phase in recipe.phases)
+        self.judges = nn.ModuleDict({name: channels_last(PatchDiscriminator()) for name in ("judge", "fine_judge")})
+        needs_vgg = any(phase.perceptual or phase.texture for phase in recipe.phases)
         self.perceptual = Perceptual(Path(recipe.perceptual_weights)) if needs_vgg else None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
-        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), betas=(0.5, 0.98))
+        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.5, 0.98))
         self.ema = Averaged(self.model, recipe.ema)
-        parts = {"model": self.model, "judge": self.judge}
+        parts = {"model": self.model, "judges": self.judges}
         self.run = Run(recipe, parts | {"opt": self.optimizer, "judge_opt": self.judge_optimizer}, self.ema)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
@@ -80,67 +89,86 @@ class Trainer:
         for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
             self.run.add(self.step(phase, step, batch))
             if self.run.step_done(REPORT_EVERY):
-                self.run.log(validation_psnr=self.validate(phase.size))
+                self.run.log(**self.validate(phase.size))
         self.run.save()
-        self.run.log(validation_psnr=self.validate(self.recipe.phases[-1].size))
+        self.run.log(**self.validate(self.recipe.phases[-1].size))
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
         """One optimizer step. Returns the losses."""
         for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
             group["lr"] = learning_rate(phase, step)
         self.model.train()
-        weight = batch.mask * batch.inside
+        weight, truth = batch.mask * batch.inside, batch.rgb
         with torch.autocast("cpu", torch.bfloat16):
             output = self.model(batch.rgb, batch.mask)
-        truth = batch.rgb
-        l1, edges = masked_l1(output, truth, weight), edge_l1(output, truth, weight)
-        loss = l1 + 0.5 * edges
-        figures = {"l1": l1.item(), "edge": edges.item()}
+        losses = {"l1": masked_l1(output, truth, weight), "edge": 0.5 * edge_l1(output, truth, weight)}
         # Beyond the picture's border there is no truth: what is painted there must not be judged.
         shown = output.clamp(0, 1) * batch.inside + truth * (1 - batch.inside)
-        if phase.perceptual and self.perceptual:
-            with torch.autocast("cpu", torch.bfloat16):
-                seen, wanted = (lower_part(x, phase.perceptual_shrink) for x in (shown, truth))
-                perceptual = self.perceptual(seen, wanted)
-            loss = loss + phase.perceptual * perceptual
-            figures["perceptual"] = perceptual.item()
-        if phase.adversarial:
-            with torch.autocast("cpu", torch.bfloat16):
-                hidden = lower_part(batch.mask, phase.judge_shrink)
-                score, fake = self.judge(lower_part(shown, phase.judge_shrink), hidden)
-                with torch.no_grad():
-                    _, real = self.judge(lower_part(truth, phase.judge_shrink), hidden)
-            fooled, unlike = hinge_generator(score), feature_matching(real, fake)
-            loss = loss + phase.adversarial * fooled + phase.matching * unlike
-            figures |= {"adversarial": fooled.item(), "matching": unlike.item()}
+        whole = View(*(lower_part(x, phase.judge_shrink) for x in (shown, truth, batch.mask)))
+        corners = random_windows(weight, phase.window) if phase.texture or phase.fine else []
+        near = View(*(windows(x, corners, phase.window) for x in (shown, truth, batch.mask)))
+        losses |= self.seen_losses(phase, shown, truth, near)
+        trials = [t for t in (("judge", phase.adversarial, whole), ("fine_judge", phase.fine, near)) if t[1]]
+        for name, share, view in trials:
+            losses |= self.fool(name, share, phase.matching, view)
+        loss = torch.stack(list(losses.values())).sum()
         check_finite(loss, self.run.done)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.ema.update(self.model)
-        if phase.adversarial:
-            figures["judge"] = self.step_judge(phase, truth, shown.detach(), batch.mask)
-        return figures
+        if trials:
+            losses["judges"] = self.step_judges([(name, view) for name, _, view in trials])
+        return {name: value.item() for name, value in losses.items()}
 
-    def step_judge(self, phase: Phase, real: Tensor, fake: Tensor, mask: Tensor) -> float:
-        """One step of the discriminator. Returns its loss."""
+    def seen_losses(self, phase: Phase, shown: Tensor, truth: Tensor, near: "View") -> dict[str, Tensor]:
+        """The losses through VGG-16 that the phase asks for, weighted."""
+        losses: dict[str, Tensor] = {}
+        if self.perceptual is None:
+            return losses
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = lower_part(mask, phase.judge_shrink)
-            scores = (self.judge(lower_part(x, phase.judge_shrink), hidden)[0] for x in (real, fake))
-            loss = hinge_discriminator(*scores)
+            if phase.perceptual:
+                seen, wanted = (lower_part(x, phase.perceptual_shrink) for x in (shown, truth))
+                losses["perceptual"] = phase.perceptual * self.perceptual(seen, wanted)
+            if phase.texture:
+                losses["texture"] = phase.texture * self.perceptual.texture(near.fake, near.real)
+        return losses
+
+    def fool(self, name: str, share: float, matching: float, view: "View") -> dict[str, Tensor]:
+        """What a discriminator says against the painted picture, and feature matching with it, weighted."""
+        judge = self.judges[name]
+        with torch.autocast("cpu", torch.bfloat16):
+            score, fake = judge(view.fake, view.mask)
+            with torch.no_grad():
+                _, real = judge(view.real, view.mask)
+        return {
+            f"{name}_hinge": share * hinge_generator(score),
+            f"{name}_match": matching * feature_matching(real, fake),
+        }
+
+    def step_judges(self, trials: list[tuple[str, "View"]]) -> Tensor:
+        """One step of the discriminators. Returns their mean loss."""
+        losses = []
+        for name, view in trials:
+            with torch.autocast("cpu", torch.bfloat16):
+                real, fake = (self.judges[name](x.detach(), view.mask)[0] for x in (view.real, view.fake))
+            losses.append(hinge_discriminator(real, fake))
+        loss = torch.stack(losses).mean()
         check_finite(loss, self.run.done)
         self.judge_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.judge_optimizer.step()
-        return loss.item()
+        return loss
 
     @torch.no_grad()
-    def validate(self, size: int) -> float:
-        """Mean PSNR in the mask, dB, of the averaged weights on fixed validation pictures and masks."""
+    def validate(self, size: int) -> dict[str, float]:
+        """Mean PSNR in the mask, dB, of the averaged weights on fixed validation pictures and masks, and the median of
+        sharpness (variance of the Laplacian) over the truth's."""
         model = channels_last(Inpainter()).eval()
         model.load_state_dict(self.ema.state)
         values: list[float] = []
+        sharp: list[float] = []
         indices = self.validation_indices[:: max(1, len(self.validation_indices) // VALIDATION_PICTURES)]
         for start in range(0, len(indices), 16):
             batch = make_batch(self.data, indices[start : start + 16], size, start, 0.0)
@@ -149,13 +177,41 @@ class Trainer:
             weight = batch.mask * batch.inside
             mse = ((output - batch.rgb) ** 2 * weight).sum((1, 2, 3)) / (3 * weight.sum((1, 2, 3)) + 1e-6)
             values += (-10 * torch.log10(mse + 1e-8)).tolist()
-        return float(np.mean(values))
+            sharp += (detail(output, weight) / (detail(batch.rgb, weight) + 1e-8)).tolist()
+        return {"validation_psnr": float(np.mean(values)), "validation_sharpness": float(np.median(sharp))}
 
 
 def lower_part(x: Tensor, shrink: int) -> Tensor:
     """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S), both divided by `shrink`."""
     part = x[..., 3 * x.shape[-2] // 8 :, :]
     return F.avg_pool2d(part, shrink) if shrink > 1 else part
+
+
+def detail(rgb: Tensor, weight: Tensor) -> Tensor:
+    """(N,) variance of the Laplacian of (N, 3, H, W) pictures where (N, 1, H, W) `weight` is 1."""
+    kernel = rgb.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    edges = F.conv2d(F.pad(rgb.float().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate"), kernel)
+    count = weight.sum((1, 2, 3)) + 1e-6
+    mean = (edges * weight).sum((1, 2, 3)) / count
+    return (edges.square() * weight).sum((1, 2, 3)) / count - mean.square()
+
+
+def random_windows(weight: Tensor, size: int) -> list[tuple[int, int]]:
+    """Corners (y, x), one per picture, of windows around a random pixel of (N, 1, S, S) `weight` that is not 0."""
+    limit = weight.shape[-1] - size
+    corners = []
+    for picture in weight[:, 0]:
+        pixels = picture.nonzero()
+        y, x = pixels[torch.randint(len(pixels), ())].tolist() if len(pixels) else (limit, limit // 2)
+        corners.append((min(max(y - size // 2, 0), limit), min(max(x - size // 2, 0), limit)))
+    return corners
+
+
+def windows(x: Tensor, corners: list[tuple[int, int]], size: int) -> Tensor:
+    """Cut (len(corners), C, size, size) out of (N, C, S, S), one window per picture; all of it where there are none."""
+    if not corners:
+        return x
+    return torch.stack([picture[:, i : i + size, j : j + size] for picture, (i, j) in zip(x, corners, strict=True)])
 
 
 def train(recipe: Recipe) -> None:

@@ -28,6 +28,9 @@ def edge_l1(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
 _VGG: Final = (0, 2, "pool", 5, 7, "pool", 10, 12, 14)
 _STYLE_MAPS: Final = (1, 3, 6)
 """relu1_2, relu2_2 and relu3_3."""
+_TEXTURE_MAPS: Final = (1, 3)
+_DEPTH: Final = {3: 5, 6: 9}
+"""How many entries of `_VGG` it takes to reach a map."""
 
 
 class Perceptual(nn.Module):
@@ -59,11 +62,11 @@ class Perceptual(nn.Module):
         self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
-    def features(self, rgb: Tensor) -> list[Tensor]:
-        """The seven maps after each ReLU, of (N, 3, H, W) colours."""
+    def features(self, rgb: Tensor, depth: int = len(_VGG)) -> list[Tensor]:
+        """The maps after each ReLU of the first `depth` layers, of (N, 3, H, W) colours."""
         x = rgb.flip(1) * 255.0 - self.mean
         maps = []
-        for name in _VGG:
+        for name in _VGG[:depth]:
             if name == "pool":
                 x = F.max_pool2d(x, 2)
             else:
@@ -73,11 +76,19 @@ class Perceptual(nn.Module):
 
     def forward(self, output: Tensor, truth: Tensor) -> Tensor:
         """Feature distance plus style distance, each map scaled by the size of the truth's features."""
+        return self._distance(output, truth, _STYLE_MAPS)
+
+    def texture(self, output: Tensor, truth: Tensor) -> Tensor:
+        """The same of the two finest maps alone: for small windows at full size."""
+        return self._distance(output, truth, _TEXTURE_MAPS)
+
+    def _distance(self, output: Tensor, truth: Tensor, maps: tuple[int, ...]) -> Tensor:
+        depth = _DEPTH[maps[-1]]
         with torch.no_grad():
-            wanted = self.features(truth)
-        got = self.features(output)
+            wanted = self.features(truth, depth)
+        got = self.features(output, depth)
         loss = torch.zeros((), device=output.device)
-        for i in _STYLE_MAPS:
+        for i in maps:
             a, b = got[i].float(), wanted[i].float()
             loss = loss + F.l1_loss(a, b) / (b.abs().mean() + 1e-3)
             gram_a, gram_b = _gram(a), _gram(b)
@@ -107,9 +118,9 @@ def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     return torch.stack(distances).mean()
 
 
-def dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 - Dice coefficient of (N, 1, H, W) logits with 0/1 labels, per picture, averaged (Milletari 2016,
-    arXiv:1606.04797)."""
-    p = logits.sigmoid()
+def dice(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """1 - Dice coefficient of (N, 1, H, W) logits with 0/1 labels where `weight` is 1, per picture, averaged (Milletari
+    2016, arXiv:1606.04797)."""
+    p, truth = logits.sigmoid() * weight, truth * weight
     both = (p * truth).sum((1, 2, 3))
     return (1.0 - (2.0 * both + 1.0) / (p.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1.0)).mean()

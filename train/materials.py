@@ -308,21 +308,52 @@ def grow_beard(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
     return np.asarray(np.clip(rgb + cover[..., None] * (lit - rgb), 0, 1), np.float32)
 
 
-def _draw_hand(
-    thing: npt.NDArray[np.uint8], target: npt.NDArray[np.float64], eye: float, rng: np.random.Generator
-) -> None:
-    """A hand that holds the mask: a palm and four fingers side by side, tips near `target`."""
+class _Thing:
+    """Something in front of the face, drawn bit by bit.
+
+    Attributes:
+        cover: (H, W) uint8 0..255, where it is.
+        shade: (H, W) float32, how light falls on it.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.cover = np.zeros(size, np.uint8)
+        self.shade = np.ones(size, np.float32)
+
+    def finger(self, tip: npt.NDArray[np.float64], base: npt.NDArray[np.float64], width: float) -> None:
+        """A rounded stroke, lit from the front and dark at its sides, so that neighbours can be told apart."""
+        cv2.line(self.cover, _px(tip), _px(base), 255, max(1, round(width)), cv2.LINE_AA)
+        for share, light in ((1.1, 0.72), (0.85, 0.88), (0.55, 1.0)):
+            cv2.line(self.shade, _px(tip), _px(base), light, max(1, round(share * width)), cv2.LINE_AA)
+
+
+def _draw_hand(thing: _Thing, target: npt.NDArray[np.float64], eye: float, rng: np.random.Generator) -> None:
+    """A hand that holds the mask: a palm, four fingers side by side with tips near `target`, perhaps a thumb."""
     turn = rng.uniform(0, 2 * np.pi)
     along, across = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
-    width, length = rng.uniform(0.16, 0.3) * eye, rng.uniform(0.6, 1.2) * eye
+    width, length = rng.uniform(0.16, 0.34) * eye, rng.uniform(0.6, 1.4) * eye
     palm = target + along * (length + 1.5 * width)
-    for k in range(4):
-        tip = target + across * (k - 1.5) * width * 1.05 + along * rng.uniform(0, 0.3) * length
-        base = palm + across * (k - 1.5) * width * 0.9
-        cv2.line(thing, _px(tip), _px(base), 255, max(1, round(width)), cv2.LINE_AA)
+    thing.finger(palm, palm + along * 4 * eye, 3.2 * width)
     axes = (round(2.2 * width), round(2.4 * width))
-    cv2.ellipse(thing, _px(palm + along * width), axes, float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA)
-    cv2.line(thing, _px(palm), _px(palm + along * 4 * eye), 255, max(1, round(3 * width)), cv2.LINE_AA)
+    for where, colour in ((thing.cover, 255.0), (thing.shade, 0.95)):
+        cv2.ellipse(where, _px(palm + along * width), axes, float(np.degrees(turn)), 0, 360, colour, -1, cv2.LINE_AA)
+    for k in rng.permutation(4):
+        tip = target + across * (k - 1.5) * width * rng.uniform(0.95, 1.3) + along * rng.uniform(0, 0.35) * length
+        thing.finger(tip, palm + across * (k - 1.5) * width * 0.9, width)
+    if rng.random() < 0.5:
+        side = 2.2 * width * (1 if rng.random() < 0.5 else -1)
+        thing.finger(
+            palm + across * 1.8 * side - along * 0.3 * length, palm + across * 0.6 * side + along * width, width
+        )
+
+
+def _draw_fingers(thing: _Thing, target: npt.NDArray[np.float64], eye: float, rng: np.random.Generator) -> None:
+    """One to four fingers side by side."""
+    turn, width = rng.uniform(0, 2 * np.pi), max(2.0, eye * rng.uniform(0.13, 0.28))
+    for k in range(int(rng.integers(1, 5))):
+        tip = target + k * width * 1.05 * np.array([-np.sin(turn), np.cos(turn)])
+        base = tip + rng.uniform(1.0, 2.2) * eye * np.array([np.cos(turn + 0.05 * k), np.sin(turn + 0.05 * k)])
+        thing.finger(tip, base, width)
 
 
 def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Generator) -> Masked:
@@ -330,33 +361,29 @@ def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Gener
     size = bare.shape[:2]
     p = landmarks[:, :2]
     eye = float(np.linalg.norm(p[33] - p[263])) + 1e-6
-    thing = np.zeros(size, np.uint8)
+    thing = _Thing((size[0], size[1]))
     target = p[[1, 13, 152, 205, 425, 58, 288][rng.integers(7)]] + rng.normal(0, 0.15, 2) * eye
-    kind = rng.choice(["hand", "fingers", "microphone", "flat"], p=[0.4, 0.25, 0.15, 0.2])
-    if kind in {"hand", "fingers"}:
-        x, y = np.clip(p[151], 0, np.array(size[::-1]) - 1).astype(int)
-        colour = bare[y, x] * rng.uniform(0.8, 1.15)
+    kind = rng.choice(["hand", "fingers", "microphone", "flat"], p=[0.5, 0.2, 0.12, 0.18])
+    x, y = np.clip(p[151], 0, np.array(size[::-1]) - 1).astype(int)
+    colour = bare[y, x] * rng.uniform(0.8, 1.15)
     if kind == "hand":
         _draw_hand(thing, target, eye, rng)
     elif kind == "fingers":
-        turn, width = rng.uniform(0, 2 * np.pi), max(2, round(eye * rng.uniform(0.13, 0.24)))
-        for k in range(int(rng.integers(1, 5))):
-            tip = target + k * width * 1.05 * np.array([-np.sin(turn), np.cos(turn)])
-            base = tip + rng.uniform(1.0, 2.2) * eye * np.array([np.cos(turn + 0.05 * k), np.sin(turn + 0.05 * k)])
-            cv2.line(thing, _px(tip), _px(base), 255, width, cv2.LINE_AA)
+        _draw_fingers(thing, target, eye, rng)
     elif kind == "microphone":
         colour = rng.uniform(0, 0.35) * np.ones(3)
         radius = max(2, round(eye * rng.uniform(0.15, 0.35)))
         target = target + np.array([0, 0.4 * eye])
-        cv2.circle(thing, _px(target), radius, 255, -1, cv2.LINE_AA)
+        cv2.circle(thing.cover, _px(target), radius, 255, -1, cv2.LINE_AA)
         base = target + np.array([rng.normal(0, 0.5), 2.5]) * eye
-        cv2.line(thing, _px(target), _px(base), 255, max(1, radius), cv2.LINE_AA)
+        cv2.line(thing.cover, _px(target), _px(base), 255, max(1, radius), cv2.LINE_AA)
     else:
         colour = rng.uniform(0, 1, 3)
         box = cv2.boxPoints((tuple(map(float, target)), tuple(rng.uniform(0.2, 1.0, 2) * eye), rng.uniform(0, 180)))
-        cv2.fillPoly(thing, [np.round(box).astype(np.int32)], 255, cv2.LINE_AA)
-    cover = thing.astype(np.float32) / 255
-    shade = 1 + 0.12 * _noise(rng, size, rng.uniform(4, 16)) + rng.uniform(-0.2, 0.2) * (cv2.blur(cover, (9, 9)) - 0.5)
+        cv2.fillPoly(thing.cover, [np.round(box).astype(np.int32)], 255, cv2.LINE_AA)
+    cover = thing.cover.astype(np.float32) / np.float32(255)
+    shade = np.power(cv2.blur(thing.shade, (3, 3)), rng.uniform(0.5, 1.5)) + 0.1 * _noise(rng, size, rng.uniform(4, 16))
+    shade += rng.uniform(-0.2, 0.2) * (cv2.blur(cover, (9, 9)) - 0.5)
     picture = masked.rgb + cover[..., None] * (np.clip(colour * shade[..., None], 0, 1) - masked.rgb)
     return Masked(np.asarray(picture, np.float32), np.asarray(masked.coverage * (1 - cover), np.float32))
 

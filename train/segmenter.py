@@ -1,9 +1,12 @@
 """Trains the segmenter: bare faces with synthetic masks, and bare faces without, to be told apart pixel by pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 from unmask.models.segmenter import Segmenter
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, augment, relight
+from unmask.train.data import FaceCrops, Sample, augment, relight
 from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
 from unmask.train.losses import dice
 from unmask.train.materials import (
@@ -25,51 +28,114 @@ from unmask.train.materials import (
     put_in_front,
     wear_template,
 )
+from unmask.train.pseudo import PseudoLabels
+from unmask.train.turning import random_turn, turn_head
+
+F32 = npt.NDArray[np.float32]
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
+TURNED_SHARE = 0.25
+REAL_SHARE = 0.25
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """rgb (N, 3, S, S) 0..1; label (N, 1, S, S) 0/1, 1 where a mask is seen."""
+    """rgb (N, 3, S, S) 0..1; label (N, 1, S, S) 0/1, 1 where a mask is seen; weight (N, 1, S, S) 0/1, 0 where the label
+    is not known."""
 
     rgb: Tensor
     label: Tensor
+    weight: Tensor
 
 
-def make_sample(data: FaceCrops, index: int, size: int, rng: np.random.Generator, templates: list[Template]) -> Masked:
-    """A face with a mask (three quarters of them), perhaps with something in front of it, as a camera would see it."""
-    face = augment(data, index, size, rng, JITTER)
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What samples are made from.
+
+    Args:
+        faces: bare faces.
+        templates: mask pictures, may be none.
+        real: real masked faces with pseudo-labels, may be none.
+    """
+
+    faces: FaceCrops
+    templates: Sequence[Template] = ()
+    real: PseudoLabels | None = None
+
+
+def put_mask_on(face: Sample, rgb: F32, templates: Sequence[Template], rng: np.random.Generator) -> Masked:
+    """A mask picture or a drawn mask."""
+    if templates and rng.random() < 0.45:
+        return wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
+    return draw_mask(rgb, face.points, rng)
+
+
+def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generator) -> Masked:
+    """A face with a mask (three quarters of them), perhaps turned, perhaps with something in front of it, as a camera
+    would see it."""
+    turns = rng.random() < TURNED_SHARE
+    face = augment(sources.faces, index, size, rng, 1.0 if turns else JITTER)
     rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.25 else face.rgb
-    masked = Masked(rgb, np.zeros((size, size), np.float32))
+    masked, points = Masked(rgb, np.zeros((size, size), np.float32)), face.points
     wears = rng.random() < 0.75
     strength = 2.5 if rng.random() < 0.3 else 1.0
-    if wears and templates and rng.random() < 0.45:
-        masked = wear_template(rgb, face.points, templates[rng.integers(len(templates))], rng)
-    elif wears:
-        masked = draw_mask(rgb, face.points, rng)
+    if wears:
+        masked = put_mask_on(face, rgb, sources.templates, rng)
+    if turns:
+        masked, points = turn_head(masked, points, background(sources.faces, size, rng), random_turn(rng))
+        masked = moved(masked, rng)
     if rng.random() < (0.5 if wears else 0.3):
-        masked = put_in_front(masked, rgb, face.points, rng)
+        masked = put_in_front(masked, rgb, points, rng)
     masked = Masked(degrade(relight(masked.rgb, rng, strength), rng), masked.coverage)
     return cut_off(masked, rng) if rng.random() < 0.3 else masked
 
 
+def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
+    """(S, S, 3) float32: the upper corner of some crop, enlarged."""
+    crop = faces.crops[rng.integers(len(faces.names))]
+    corner = crop[:80, : crop.shape[1] * 3 // 8] if rng.random() < 0.5 else crop[:80, crop.shape[1] * 5 // 8 :]
+    return np.asarray(cv2.resize(corner, (size, size), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
+
+
+def moved(masked: Masked, rng: np.random.Generator) -> Masked:
+    """Shift, turn and scale a picture as a tracker that is unsure of a profile does."""
+    size = masked.coverage.shape[0]
+    matrix = cv2.getRotationMatrix2D(
+        (size / 2, size / 2), float(rng.normal(0, 9)), float(np.exp(rng.normal(0.05, 0.15)))
+    )
+    matrix[:, 2] += rng.normal(0, 0.05 * size, 2)
+    rgb, coverage = (
+        cv2.warpAffine(x, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE) for x in (masked.rgb, masked.coverage)
+    )
+    return Masked(rgb, coverage)
+
+
+def make_real(real: PseudoLabels, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
+    """A real masked face as another camera would see it, and where its label is known."""
+    rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER)
+    masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
+    return masked, weight
+
+
 def make_batch(
-    data: FaceCrops,
-    indices: np.ndarray[tuple[int], np.dtype[np.int64]],
-    size: int,
-    seed: int,
-    templates: list[Template],
+    sources: Sources, indices: np.ndarray[tuple[int], np.dtype[np.int64]], size: int, seed: int, real_share: float = 0.0
 ) -> Batch:
-    """Draw a batch; the same arguments give the same batch."""
+    """Draw a batch; the same arguments give the same batch. The first `real_share` of it are real masked faces."""
     rng = np.random.default_rng(seed)
-    samples = [make_sample(data, int(i), size, rng, templates) for i in indices]
-    rgb = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2)
-    label = torch.from_numpy(np.stack([s.coverage > 0.5 for s in samples]).astype(np.float32))[:, None]
-    return Batch(rgb.contiguous(memory_format=torch.channels_last), label)
+    everywhere = np.ones((size, size), np.float32)
+    drawn: list[tuple[Masked, F32]] = []
+    for position, index in enumerate(indices):
+        if sources.real is not None and position < real_share * len(indices):
+            drawn.append(make_real(sources.real, size, rng))
+        else:
+            drawn.append((make_sample(sources, int(index), size, rng), everywhere))
+    rgb = torch.from_numpy(np.stack([s.rgb for s, _ in drawn])).permute(0, 3, 1, 2)
+    label = torch.from_numpy(np.stack([s.coverage > 0.5 for s, _ in drawn]).astype(np.float32))[:, None]
+    weight = torch.from_numpy(np.stack([w for _, w in drawn]))[:, None]
+    return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
 
 
 class Trainer:
@@ -82,9 +148,10 @@ class Trainer:
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.data = FaceCrops.open(Path(recipe.crops))
-        self.train_indices, self.validation_indices = self.data.split(False), self.data.split(True)
-        self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
+        faces = FaceCrops.open(Path(recipe.crops))
+        self.train_indices, self.validation_indices = faces.split(False), faces.split(True)
+        templates = load_templates(Path(recipe.textures)) if recipe.textures else []
+        self.sources = Sources(faces, templates, PseudoLabels.open(Path(recipe.real)) if recipe.real else None)
         self.model = channels_last(Segmenter())
         if recipe.start:
             self.model.load_state_dict(load_file(recipe.start))
@@ -95,7 +162,7 @@ class Trainer:
     def batch(self, phase: Phase, seed: int) -> Batch:
         """The training batch of a seed."""
         chosen = np.random.default_rng(seed).choice(self.train_indices, phase.batch)
-        return make_batch(self.data, chosen, phase.size, seed, self.templates)
+        return make_batch(self.sources, chosen, phase.size, seed, REAL_SHARE)
 
     def fit(self) -> None:
         """Run to the end of the recipe, from the last checkpoint if there is one."""
@@ -114,8 +181,8 @@ class Trainer:
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.model(batch.rgb)
-        entropy = F.binary_cross_entropy_with_logits(logits, batch.label)
-        overlap = dice(logits, batch.label)
+        entropy = F.binary_cross_entropy_with_logits(logits, batch.label, batch.weight)
+        overlap = dice(logits, batch.label, batch.weight)
         loss = entropy + 0.5 * overlap
         check_finite(loss, self.run.done)
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,7 +200,7 @@ class Trainer:
         both = either = 0.0
         indices = self.validation_indices[:: max(1, len(self.validation_indices) // VALIDATION_PICTURES)]
         for start in range(0, len(indices), 16):
-            batch = make_batch(self.data, indices[start : start + 16], size, start, self.templates)
+            batch = make_batch(self.sources, indices[start : start + 16], size, start)
             with torch.autocast("cpu", torch.bfloat16):
                 found = model(batch.rgb) > 0
             label = batch.label > 0

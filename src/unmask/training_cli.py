@@ -48,6 +48,29 @@ def crops(
     print(f"{written} crops in {output}, {faceless} pictures without a face")
 
 
+@data.command()
+def label(
+    folders: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Folders of pictures of masked faces.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+    apart_from: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Pictures that must not be trained on: what looks like them is left out."),
+    ] = None,
+    device: _Device = "auto",
+) -> None:
+    """Label real masked faces with the present segmenter, to train the next one on what it is sure of."""
+    from unmask.models.engine import choose, load
+    from unmask.stream.stills import crops_of_faces
+    from unmask.train.pseudo import label_pictures
+
+    for folder in (*folders, *(apart_from or ())):
+        if not folder.is_dir():
+            raise UserError(f"'{folder}' is not a folder; give folders of pictures")
+    engine = load("segmenter", choose(device))
+    for what, count in label_pictures(engine, folders, apart_from or (), crops_of_faces, output, _progress).items():
+        print(f"{what}: {count}")
+
+
 @train.command("segmenter")
 def train_segmenter(config: _Config) -> None:
     """Train the network that finds the mask."""

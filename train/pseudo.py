@@ -1,0 +1,175 @@
+"""Pseudo-labels: real masked faces, labelled by a trained segmenter, to train the next one on (Lee 2013; Xie et al.
+2020, arXiv:1911.04252).
+
+The label of a pixel is the mean over several views of the same crop; where the views disagree there is none.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.errors import UserError
+from unmask.models.engine import Engine
+from unmask.models.geometry import CROP_SIZE
+from unmask.train.data import PICTURE_SUFFIXES, read_rgb, warp_crop
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_VIEWS: Final = tuple((scale, turn, mirror) for scale in (0.9, 1.05, 1.2) for turn in (-8, 8) for mirror in (0, 1))
+_UNSURE: Final = (0.25, 0.75)
+_UNSURE_SHARE: Final = 0.25
+"""Of the mask: above it, the whole picture is left out."""
+_AREA: Final = (0.03, 0.5)
+"""Share of the crop that a worn mask covers."""
+_FINGERPRINT_SIDE: Final = 16
+_SAME_PICTURE: Final = 0.85
+"""Cosine of fingerprints; rather leave out too many: the same picture cut twice gives 0.86 to 1."""
+
+
+def mean_over_views(engine: Engine, crop: U8) -> F32:
+    """How likely each pixel of a crop is mask, 0..1, averaged over turned, scaled and mirrored views of it."""
+    total = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    weight = np.full_like(total, 1e-6)
+    for scale, turn, mirror in _VIEWS:
+        matrix = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), turn, scale)
+        if mirror:
+            matrix = np.array([[-1.0, 0, CROP_SIZE - 1], [0, 1.0, 0]]) @ np.vstack([matrix, [0, 0, 1]])
+        view, _ = warp_crop(crop, matrix)
+        back = cv2.invertAffineTransform(matrix)
+        found = cv2.warpAffine(engine(view[None])[0], back, total.shape, flags=cv2.INTER_LINEAR)
+        seen = cv2.warpAffine(np.full(total.shape, 255, np.uint8), back, total.shape, flags=cv2.INTER_NEAREST) > 0
+        total += found * seen / np.float32(255)
+        weight += seen
+    return total / weight
+
+
+def is_usable(probability: F32) -> bool:
+    """Whether the views agree well enough on a mask of a likely size."""
+    area = float((probability > 0.5).mean())
+    unsure = float(((probability > _UNSURE[0]) & (probability < _UNSURE[1])).mean())
+    return _AREA[0] < area < _AREA[1] and unsure < _UNSURE_SHARE * area
+
+
+def fingerprint(crop: U8) -> F32:
+    """(256,) float32 of unit length of the middle of a canonical crop: the same picture at another size, quality or cut
+    has nearly the same one."""
+    grey = cv2.cvtColor(np.ascontiguousarray(crop[32:240, 32:224]), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (_FINGERPRINT_SIDE, _FINGERPRINT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = (small - small.mean()).reshape(-1)
+    return np.asarray(small / (np.linalg.norm(small) + 1e-6), np.float32)
+
+
+def _pictures(folders: Sequence[Path]) -> list[Path]:
+    return [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
+
+
+def _faces(picture: Path, locate: Callable[[U8], Sequence[F64]]) -> list[U8]:
+    rgb = read_rgb(picture)
+    return [warp_crop(rgb, matrix)[0] for matrix in locate(rgb)]
+
+
+def label_pictures(
+    engine: Engine,
+    folders: Sequence[Path],
+    apart_from: Sequence[Path],
+    locate: Callable[[U8], Sequence[F64]],
+    out: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, int]:
+    """Label every masked face of some pictures, and write what is usable.
+
+    Writes `crops.npy` (N, 256, 256, 3) uint8, `labels.npy` (N, 256, 256) uint8 probability 0..255, and `index.json`.
+
+    Args:
+        engine: the segmenter.
+        folders: searched recursively.
+        apart_from: folders of pictures that must not be trained on: faces that look like one of theirs, as they are or
+            mirrored, are left out.
+        locate: gives the (2, 3) maps to the canonical crops of a picture's faces.
+        out: made if need be.
+        progress: is told how many of how many pictures are done.
+
+    Returns:
+        How many crops were written, and how many faces were left out and why.
+
+    Raises:
+        UserError: no pictures, or nothing usable in them.
+    """
+    pictures = _pictures(folders)
+    apart = [fingerprint(crop) for path in _pictures(apart_from) for crop in _faces(path, locate)]
+    kept_apart = np.array(apart).reshape(-1, _FINGERPRINT_SIDE**2)
+    crops, labels, names = [], [], []
+    counts = {"crops": 0, "faces kept apart": 0, "faces without a sure label": 0}
+    for done, picture in enumerate(pictures):
+        progress(done, len(pictures))
+        for crop in _faces(picture, locate):
+            if max(float((kept_apart @ fingerprint(x)).max(initial=0)) for x in (crop, crop[:, ::-1])) > _SAME_PICTURE:
+                counts["faces kept apart"] += 1
+                continue
+            probability = mean_over_views(engine, crop)
+            if not is_usable(probability):
+                counts["faces without a sure label"] += 1
+                continue
+            crops.append(crop)
+            labels.append(np.round(probability * 255).astype(np.uint8))
+            names.append(f"{picture.parent.name}/{picture.name}")
+    if not crops:
+        raise UserError(f"no masked face with a sure label in {len(pictures)} pictures")
+    counts["crops"] = len(crops)
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "crops.npy", np.array(crops))
+    np.save(out / "labels.npy", np.array(labels))
+    (out / "index.json").write_text(json.dumps(names))
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLabels:
+    """What `label_pictures` wrote.
+
+    Attributes:
+        crops: (N, 256, 256, 3) uint8 RGB.
+        labels: (N, 256, 256) uint8, probability 0..255.
+    """
+
+    crops: U8
+    labels: U8
+
+    @classmethod
+    def open(cls, folder: Path) -> "PseudoLabels":
+        """Raises UserError where the folder was not written by `unmask data label`."""
+        try:
+            return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("crops", "labels")))
+        except OSError as error:
+            raise UserError(
+                f"'{folder}' holds no labels; make them with: unmask data label PICTURES -o {folder}"
+            ) from error
+
+    def draw(self, index: int, size: int, rng: np.random.Generator, jitter: float) -> tuple[F32, F32, F32]:
+        """A crop with a random shift, turn, scale and mirroring.
+
+        Returns:
+            rgb (S, S, 3) float32 0..1; label (S, S) float32 0/1; weight (S, S) float32, 0 where there is no label.
+        """
+        matrix = cv2.getRotationMatrix2D(
+            (CROP_SIZE / 2, CROP_SIZE / 2),
+            float(rng.normal(0, 4 * jitter)),
+            float(np.exp(rng.normal(0, 0.05 * jitter))),
+        )
+        matrix[:, 2] += rng.normal(0, 5 * jitter, 2)
+        matrix = np.diag([size / CROP_SIZE] * 2) @ matrix
+        if rng.random() < 0.5:
+            matrix = np.array([[-1.0, 0, size - 1], [0, 1.0, 0]]) @ np.vstack([matrix, [0, 0, 1]])
+        rgb, inside = warp_crop(np.ascontiguousarray(self.crops[index]), matrix, size)
+        label = cv2.warpAffine(self.labels[index], matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        p = label.astype(np.float32) / np.float32(255)
+        weight = ((p < _UNSURE[0]) | (p > _UNSURE[1])) & (inside > 0)
+        return rgb.astype(np.float32) / np.float32(255), (p > 0.5).astype(np.float32), weight.astype(np.float32)

@@ -1,0 +1,173 @@
+"""Turns a frontal face, with the mask it wears, towards profile: pictures of profiles are rare in face data sets.
+
+The picture is taken for a surface whose depth the landmarks give, turned, and drawn again point by point, far ones
+first. What was not seen from the front (the side of the head, hair) is stretched or guessed: good enough to learn from
+where a mask ends, not to paint from.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.train.masks import fill_polygon
+from unmask.train.materials import Masked
+
+F32 = npt.NDArray[np.float32]
+
+_LEFT_EAR, _RIGHT_EAR, _FOREHEAD, _CHIN, _NOSE_TIP = 234, 454, 10, 152, 1
+_GRID: Final = 48
+_FINER: Final = (2, 4)
+"""How many points are drawn per px down and across: the side of the head is stretched when it turns to the front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How far a head is turned, in radians.
+
+    Attributes:
+        yaw: positive towards the right of the picture.
+        pitch: positive downwards.
+        puff: how far the mask stands off the face, in distances of the outer eye corners.
+        axis: where between the tip of the nose (0) and the ears (1) the head turns.
+    """
+
+    yaw: float
+    pitch: float = 0.0
+    puff: float = 0.1
+    axis: float = 0.5
+
+
+def random_turn(rng: np.random.Generator) -> Turn:
+    """Anything from half turned to full profile."""
+    yaw = float(np.radians(rng.uniform(20, 82))) * (1 if rng.random() < 0.5 else -1)
+    return Turn(yaw, float(np.radians(rng.normal(0, 7))), rng.uniform(0.0, 0.3), rng.uniform(0.4, 0.8))
+
+
+def _depth(points: F32, size: int) -> F32:
+    """(S, S) float32 px, larger is farther: that of the landmarks near each pixel."""
+    at = (np.arange(_GRID, dtype=np.float32) + 0.5) * size / _GRID
+    dx, dy = at[None, :, None] - points[:, 0], at[:, None, None] - points[:, 1]
+    squares = (dx**2 + dy**2) / (2 * (0.03 * size) ** 2)
+    weight = np.exp(-(squares - squares.min(axis=2, keepdims=True)))
+    coarse = (weight @ points[:, 2]) / weight.sum(axis=2)
+    return np.asarray(cv2.resize(coarse.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR))
+
+
+def _head(points: F32, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """(S, S) uint8 0/255 each: the face with hair and neck, and the face alone."""
+    p = points[:, :2]
+    middle, across = (p[_LEFT_EAR] + p[_RIGHT_EAR]) / 2, p[_RIGHT_EAR] - p[_LEFT_EAR]
+    width, up = float(np.linalg.norm(across)), p[_FOREHEAD] - p[_CHIN]
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False, dtype=np.float32)[:, None]
+    centre = (p[_FOREHEAD] + p[_CHIN]) / 2 + 0.12 * up
+    around = centre + 0.57 * np.cos(angle) * across + 0.62 * np.sin(angle) * up
+    head = fill_polygon(around.astype(np.float32), (size, size))
+    sides = (-0.4, 0.4)
+    neck = [middle + s * across for s in sides] + [p[_CHIN] - 2 * up + s * across * 1.3 for s in sides[::-1]]
+    np.maximum(head, fill_polygon(np.array(neck, np.float32), (size, size)), out=head)
+    face = fill_polygon(cv2.convexHull(p.astype(np.float32))[:, 0], (size, size))
+    return head, np.asarray(cv2.erode(face, np.ones((3, 3), np.uint8), iterations=max(1, round(0.01 * width))))
+
+
+def _surface(masked: Masked, points: F32, puff: float) -> F32:
+    """(S, S) float32 px: the depth of the face, its head and its mask."""
+    size = masked.coverage.shape[0]
+    eye = float(np.linalg.norm(points[33, :2] - points[263, :2])) + 1e-6
+    _, face = _head(points, size)
+    depth = _depth(points, size)
+    beyond = cv2.distanceTransform(255 - face, cv2.DIST_L2, 3)
+    depth = depth + np.minimum(1.2 * beyond, 0.8 * eye)
+    mask = (masked.coverage > 0.5).astype(np.uint8)
+    inner = cv2.distanceTransform(mask, cv2.DIST_L2, 3) / (0.35 * eye)
+    bridged = np.minimum(depth, cv2.GaussianBlur(depth, (0, 0), 0.12 * eye))
+    return np.asarray(np.where(mask > 0, bridged - puff * eye * np.minimum(inner, 1), depth), np.float32)
+
+
+def _rotation(turn: Turn) -> npt.NDArray[np.float64]:
+    """(3, 3): of x to the right, y down, z away from the camera."""
+    cy, sy, cp, sp = np.cos(turn.yaw), np.sin(turn.yaw), np.cos(turn.pitch), np.sin(turn.pitch)
+    yaw = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
+    return np.asarray(np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]) @ yaw)
+
+
+def turn_head(masked: Masked, points: F32, behind: F32, turn: Turn) -> tuple[Masked, F32]:
+    """Draw a masked (or bare) frontal face as it looks when turned.
+
+    Args:
+        masked: the face and where its mask is; (S, S, 3) and (S, S).
+        points: (468, 3) float32 landmarks in px of it.
+        behind: (S, S, 3) float32, what is seen behind the head.
+        turn: how far.
+
+    Returns:
+        The turned face, and its landmarks (468, 3) float32.
+    """
+    size = masked.coverage.shape[0]
+    head, _ = _head(points, size)
+    axis_z = points[_NOSE_TIP, 2] + turn.axis * (points[[_LEFT_EAR, _RIGHT_EAR], 2].mean() - points[_NOSE_TIP, 2])
+    pivot = np.array([*points[[_LEFT_EAR, _RIGHT_EAR], :2].mean(axis=0), axis_z])
+    rotation = _rotation(turn)
+    finer = (size * _FINER[1], size * _FINER[0])
+    rgb, coverage, depth, inside = (
+        cv2.resize(x, finer, interpolation=cv2.INTER_LINEAR)
+        for x in (masked.rgb, masked.coverage, _surface(masked, points, turn.puff), head)
+    )
+    rows, columns = np.nonzero(inside > 127)
+    where = np.stack([columns / _FINER[1], rows / _FINER[0], depth[rows, columns]], axis=1)
+    where = (where - pivot) @ rotation.T + pivot
+    values = np.concatenate([rgb[rows, columns], coverage[rows, columns, None]], axis=1)
+    drawn, seen = _splat(where, values, size)
+    ground = _back_of_head(behind, masked.rgb, points, turn)
+    drawn[..., :3] += (1 - seen[..., None]) * ground
+    turned = ((points - pivot) @ rotation.T + pivot).astype(np.float32)
+    return Masked(np.clip(drawn[..., :3], 0, 1), np.ascontiguousarray(drawn[..., 3])), turned
+
+
+def _splat(where: npt.NDArray[np.float64], values: F32, size: int) -> tuple[F32, F32]:
+    """Draw points into a picture, far ones first.
+
+    Args:
+        where: (N, 3) x, y in px, z depth.
+        values: (N, C) float32.
+        size: of the picture.
+
+    Returns:
+        (S, S, C) float32, 0 where nothing is, and (S, S) float32 0..1, how much of each pixel was drawn.
+    """
+    fine = 2 * size
+    x, y = (np.round(where[:, i] * 2).astype(np.int64) for i in (0, 1))
+    kept = (x >= 0) & (x < fine) & (y >= 0) & (y < fine)
+    depth = where[kept, 2]
+    span = np.ptp(depth) + 1e-6
+    order = np.argsort((65535 * (1 - (depth - depth.min()) / span)).astype(np.uint16), kind="stable")
+    at = (y[kept] * fine + x[kept])[order]
+    picture = np.zeros((fine * fine, values.shape[1] + 1), np.float32)
+    picture[at, :-1] = values[kept][order]
+    picture[at, -1] = 1
+    picture = picture.reshape(fine, fine, -1)
+    weight = cv2.blur(picture[..., -1], (3, 3))
+    holes = (picture[..., -1] == 0) & (weight > 0.3)  # between points, not beside them
+    near = np.stack([cv2.blur(np.ascontiguousarray(picture[..., i]), (3, 3)) for i in range(values.shape[1])], axis=2)
+    picture[holes, :-1] = near[holes] / weight[holes, None]
+    picture[holes, -1] = 1
+    small = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return small[..., :-1].copy(), small[..., -1].copy()
+
+
+def _back_of_head(behind: F32, rgb: F32, points: F32, turn: Turn) -> F32:
+    """What is behind the face with the back of the head drawn into it, in the colour above the forehead."""
+    size = behind.shape[0]
+    p = points[:, :2]
+    width = float(np.linalg.norm(p[_RIGHT_EAR] - p[_LEFT_EAR]))
+    up = p[_FOREHEAD] - p[_CHIN]
+    hair_at = np.clip(p[_FOREHEAD] + 0.2 * up, 0, size - 1).astype(int)
+    hair = rgb[hair_at[1], hair_at[0]]
+    centre = (p[_LEFT_EAR] + p[_RIGHT_EAR]) / 2 + 0.22 * up - np.array([0.55 * np.sin(turn.yaw) * width, 0])
+    picture = behind.copy()
+    axes = (round(0.55 * width), round(0.6 * float(np.linalg.norm(up))))
+    at = (round(float(centre[0])), round(float(centre[1])))
+    cv2.ellipse(picture, at, axes, 0, 0, 360, tuple(map(float, hair)), -1, cv2.LINE_AA)
+    return picture
