@@ -69,3 +69,35 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return F.relu(F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest") + skip)
+
+
+def membrane(values: Tensor, trust: Tensor) -> Tensor:
+    """Spread values from where they are trusted to everywhere else, as a stretched membrane would.
+
+    An image pyramid averages on the way down and fills on the way up (push-pull, Gortler et al. 1996,
+    doi:10.1145/237170.237200).
+
+    Args:
+        values: (N, C, H, W), H and W the same power of two times a common factor.
+        trust: (N, 1, H, W), 0..1.
+
+    Returns:
+        (N, C, H, W): the values where trust is 1, what surrounds them where it is 0.
+    """
+    levels = []
+    weighted = values * trust
+    while True:
+        levels.append((weighted, trust))
+        if min(trust.shape[-2:]) % 2:
+            break
+        weighted, trust = F.avg_pool2d(weighted, 2), F.avg_pool2d(trust, 2)
+        if min(trust.shape[-2:]) == 1:
+            levels.append((weighted, trust))
+            break
+    weighted, trust = levels.pop()
+    filled = weighted / (trust + 1e-3)
+    for weighted, trust in reversed(levels):
+        wider = F.interpolate(filled, scale_factor=2.0, mode="bilinear", align_corners=False)
+        # One trusted pixel of four is enough: the values then go on right at the border.
+        filled = wider + (4.0 * trust).clamp(max=1.0) * (weighted / (trust + 1e-3) - wider)
+    return filled

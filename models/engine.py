@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import openvino
 
 from unmask.errors import EngineError, UserError
+from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
 EngineName = Literal["openvino", "torch"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.models.blocks import Attention, ConvNorm, Residual, Up
+from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ class InpainterConfig:
 class Inpainter(nn.Module):
     """An encoder-decoder in the manner of U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose full-resolution work
     is done at half resolution (pixel unshuffle and shuffle), with dilated blocks and attention at 1/32.
+
+    It draws the whole crop, also what can be seen. Where its drawing differs from what is seen, the difference is
+    carried into the hidden part, as in Poisson image editing (Perez et al. 2003, doi:10.1145/882262.882269), so that
+    colour and light go on across the edge. How far each seen pixel is to be trusted is drawn too: the rest of a mask
+    beside the hidden part must not colour the face.
 
     Args:
         config: sizes.
@@ -58,7 +63,7 @@ class Inpainter(nn.Module):
         self.dec1 = Residual(w1)
         self.up0 = Up(w1, w0)
         self.dec0 = Residual(w0)
-        self.head = nn.Conv2d(w0, 12, 3, padding=1)
+        self.head = nn.Conv2d(w0, 16, 3, padding=1)
 
     def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
         """Paint a face.
@@ -81,5 +86,9 @@ class Inpainter(nn.Module):
         y2 = self.dec2(self.up2(y3, x2))
         y1 = self.dec1(self.up1(y2, x1))
         y0 = self.dec0(self.up0(y1, x0))
-        painted = F.pixel_shuffle(self.head(y0), 2).float() * 0.5 + 0.5
-        return seen + mask * painted.clamp(0.0, 1.0) if not self.training else seen + mask * painted
+        drawn = F.pixel_shuffle(self.head(y0), 2)
+        if self.training:  # the sums over the whole picture want more digits than bfloat16 has
+            drawn = drawn.float()
+        colours, trust = drawn[:, :3] * 0.5 + 0.5, drawn[:, 3:].sigmoid() * (1.0 - mask)
+        painted = colours + membrane(seen - colours * (1.0 - mask), trust)
+        return seen + mask * painted if self.training else seen + mask * painted.clamp(0.0, 1.0)

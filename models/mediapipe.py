@@ -15,9 +15,9 @@ from typing import Final, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-import openvino
 
 from unmask.models.engine import compile_for_cpu
+from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import cv2
-import openvino
 
 from unmask import __version__
 from unmask.errors import UserError
 from unmask.models import engine
+from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
 
@@ -75,7 +75,7 @@ def _gpus() -> Iterator[str]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except FileNotFoundError:
+    except OSError:  # absent, or in a folder of the PATH that this user may not read
         yield "none: no NVIDIA driver is installed (nvidia-smi is not on the PATH)"
         return
     except subprocess.TimeoutExpired:

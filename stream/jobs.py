@@ -295,6 +295,10 @@ class PictureDesk:
             draft.keep_as(job.target, overwrite=self._overwrite)
         return _picture_done(job, mask, frame, time.monotonic() - started, notices)
 
+    def process(self, rgb: U8) -> U8:
+        """Take the masks off a picture in memory, (H, W, 3) uint8 RGB. Raises StageError: a fault while running."""
+        return np.asarray(self._process(np.ascontiguousarray(rgb)).planes[0], np.uint8)
+
     def _process(self, rgb: U8) -> Frame:
         """Send one picture through the stages, as a stream of its own."""
         layout = Layout(width=rgb.shape[1], height=rgb.shape[0], format="rgb24", full_range=True)

@@ -1,8 +1,11 @@
 """The engines agree with each other on a real crop, and the choice between them is said."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -79,6 +82,24 @@ def test_shipped_inpainter_paints_only_under_the_mask_and_better_than_grey(
     assert np.abs(painted - crop[0])[~inside].max() <= 1
     mean = truth[inside].mean(axis=0)
     assert psnr((painted - truth)[inside]) > psnr(mean - truth[inside]) + 1
+
+
+def test_light_goes_on_across_the_edge_of_the_mask(portrait: Portrait) -> None:
+    """A face lit from one side, and in a colour that no training face has, is painted in the same light."""
+    _, mask = inputs_for("inpainter", portrait)
+    truth = portrait.crop(masked=False).astype(np.float32)
+    x = np.linspace(0.4, 1.1, truth.shape[1], dtype=np.float32)[None, :, None]
+    lit = np.clip(truth * x * np.array([0.8, 0.9, 1.0], np.float32), 0, 255).astype(np.uint8)
+    painted = TorchEngine("inpainter")(lit[None], mask[:1])[0].astype(np.float32)
+    hidden = mask[0] > 0
+    difference = cv2.GaussianBlur(painted - lit, (0, 0), 8)[hidden]
+    assert np.abs(difference).mean() < 12
+    assert np.abs(difference.mean(axis=0)).max() < 8
+
+
+def test_importing_openvino_reports_to_nobody() -> None:
+    code = "import sys, unmask.models.engine; print(sys.modules['openvino_telemetry'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
 
 
 def test_choice_is_explained() -> None:

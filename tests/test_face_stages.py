@@ -5,6 +5,7 @@ import pytest
 from faces import Portrait
 
 from unmask.models.geometry import CROP_SIZE
+from unmask.models.mask_region import mask_region
 from unmask.stream.frame import Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
@@ -103,3 +104,15 @@ def test_affine_fit_recovers_a_known_map_and_reports_what_is_left() -> None:
     assert left < 1e-3
     _, left = fit_affine(points, moved + rng.normal(0, 2, moved.shape).astype(np.float32))
     assert left == pytest.approx(2 * np.sqrt(2), rel=0.25)
+
+
+def test_mask_region_takes_in_what_hangs_together_with_something_sure() -> None:
+    probability = np.zeros((64, 64), np.uint8)
+    probability[20:40, 20:40] = 90
+    probability[25:35, 25:35] = 220
+    probability[50:60, 50:60] = 90
+    region = mask_region(probability)
+    assert (region[20:40, 20:40] == 255).all()
+    assert not region[50:60, 50:60].any(), "likely, but next to nothing sure"
+    assert not mask_region(np.full((8, 8), 120, np.uint8)).any()
+    np.testing.assert_array_equal(region, mask_region(probability.astype(np.float32)))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
+from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Phase, Recipe, load_yaml
@@ -94,6 +95,10 @@ def test_segmenter_trains_resumes_and_exports(crops: Path, tmp_path: Path) -> No
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 6
     assert 0 <= log[-1]["validation_iou"] <= 1
+    metrics = list((tmp_path / "mlruns").rglob("metrics/validation_iou"))
+    assert len(metrics) == 1
+    assert float(metrics[0].read_text().splitlines()[-1].split()[1]) == pytest.approx(log[-1]["validation_iou"])
+    assert next((tmp_path / "mlruns").rglob("params/phase1.steps")).read_text() == "2"
 
     part = recipe(crops, tmp_path / "part")
     segmenter.train(Recipe(crops=part.crops, out=part.out, phases=part.phases[:1], checkpoint_minutes=0))
@@ -145,6 +150,29 @@ def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path:
     real = msgspec.structs.replace(recipe(crops, tmp_path), real=str(labels))
     segmenter.train(real)
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def test_membrane_goes_on_where_values_are_trusted() -> None:
+    ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64).contiguous()
+    trust = torch.ones(1, 1, 64, 64)
+    trust[..., 20:40, 24:40] = 0
+    filled = membrane(ramp, trust)
+    torch.testing.assert_close(filled * trust, ramp * trust, atol=2e-3, rtol=0)
+    inside = filled[0, 0, 20:40, 24:40]
+    assert (inside - ramp[0, 0, 20:40, 24:40]).abs().mean() < 0.03, "the ramp goes on inside the hole"
+    assert (inside[:, 1:] >= inside[:, :-1] - 0.02).all()
+
+
+def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
+    data = FaceCrops.open(crops)
+    batch = inpainter.make_training_batch(data, np.arange(32) % 8, 64, 3)
+    again = inpainter.make_training_batch(data, np.arange(32) % 8, 64, 3)
+    torch.testing.assert_close(batch.seen, again.seen, rtol=0, atol=0)
+    hidden = batch.mask.mean((1, 2, 3))
+    assert (hidden > 0.01).all()
+    assert (hidden < 0.6).all()
+    traces = ((batch.seen - batch.truth).abs().amax(1, keepdim=True) * (1 - batch.mask)).amax((1, 2, 3)) > 0.05
+    assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
 
 
 def test_windows_lie_around_what_is_hidden() -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE, canonical_crop
+from unmask.models.mask_region import mask_region
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, largest_face, read_rgb, warp_crop
 from unmask.train.masks import hidden_region
@@ -127,8 +128,8 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
     """Compare predicted masks with labels.
 
     Protocol: each picture's face is found by `locate`; where it finds none the whole picture is taken for the crop. The
-    probability is warped back to the picture and cut at one half. IoU over the pixels of all pictures, and the mean
-    over pictures.
+    mask is cut out of the probabilities as in the pipeline (`mask_region`) and warped back to the picture. IoU over the
+    pixels of all pictures, and the mean over pictures.
 
     Args:
         folder: with pairs image/NAME and mask/NAME (0 and 255).
@@ -145,9 +146,9 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
         missed += matrix is None
         matrix = _whole_picture(rgb) if matrix is None else matrix
         crop, _ = warp_crop(rgb, matrix)
-        probability = engine(crop[None])[0]
+        region = mask_region(engine(crop[None])[0])
         back = cv2.invertAffineTransform(matrix)
-        found = cv2.warpAffine(probability, back, label.shape[::-1], flags=cv2.INTER_LINEAR) > 127
+        found = cv2.warpAffine(region, back, label.shape[::-1], flags=cv2.INTER_LINEAR) > 127
         intersection, union = int((found & label).sum()), int((found | label).sum())
         both, either = both + intersection, either + union
         ious.append(intersection / max(union, 1))
@@ -183,7 +184,7 @@ def _bare_crops(folder: Path) -> Iterator[U8]:
 def false_alarms(engine: Engine, crops: Iterator[U8]) -> dict[str, float]:
     """Share of the pixels of bare faces' crops that are called mask, and the share of faces with over 3 % of them
     (from where on the pipeline would paint)."""
-    shares = np.array([float((engine(crop[None])[0] > 127).mean()) for crop in crops])
+    shares = np.array([float((mask_region(engine(crop[None])[0]) > 0).mean()) for crop in crops])
     if not len(shares):
         raise UserError("no bare faces found")
     return {"faces": len(shares), "pixels": float(shares.mean()), "painted": float((shares > 0.03).mean())}

@@ -1,9 +1,12 @@
 """Trains the inpainter: bare faces, hidden where masks are worn, to be painted again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -12,13 +15,18 @@ from torch.nn import functional as F
 from unmask.models.discriminator import PatchDiscriminator
 from unmask.models.inpainter import Inpainter
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, augment
+from unmask.train.data import FaceCrops, Sample, augment
 from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
 from unmask.train.losses import Perceptual, edge_l1, feature_matching, hinge_discriminator, hinge_generator, masked_l1
 from unmask.train.masks import hidden_region
+from unmask.train.materials import Template, draw_mask, load_templates, wear_template
+
+F32 = npt.NDArray[np.float32]
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
+WORN_SHARE = 0.35
+"""How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +40,72 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """rgb (N, 3, S, S) 0..1; mask (N, 1, S, S) 0/1, hidden; inside (N, 1, S, S) 0/1, part of the real picture."""
+    """truth (N, 3, S, S) 0..1, the bare face; seen, the same or with the rest of a mask beside the hidden part, which
+    the network is given; mask (N, 1, S, S) 0/1, hidden; inside (N, 1, S, S) 0/1, part of the real picture."""
 
-    rgb: Tensor
+    truth: Tensor
+    seen: Tensor
     mask: Tensor
     inside: Tensor
 
 
-def make_batch(
-    data: FaceCrops, indices: np.ndarray[tuple[int], np.dtype[np.int64]], size: int, seed: int, jitter: float
-) -> Batch:
-    """Draw a batch; the same arguments give the same batch."""
+def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Template]) -> tuple[F32, F32]:
+    """What is seen (S, S, 3) float32 0..1, and the hidden part of it (S, S) float32 0/1.
+
+    Mostly the bare face under a region shaped like a mask. For the others a mask is put on, and found as a segmenter
+    finds it: a little too large or too small, without its ear loops.
+    """
+    size = (sample.rgb.shape[0], sample.rgb.shape[0])
+    if rng.random() > WORN_SHARE:
+        return sample.rgb, hidden_region(sample.points, rng, size)
+    if templates and rng.random() < 0.6:
+        worn = wear_template(sample.rgb, sample.points, templates[int(rng.integers(len(templates)))], rng)
+    else:
+        worn = draw_mask(sample.rgb, sample.points, rng)
+    thin = max(1, round(0.02 * size[0]))
+    body = cv2.morphologyEx((worn.coverage > 0.5).astype(np.uint8), cv2.MORPH_OPEN, disc(thin))
+    body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1))))
+    if rng.random() < 0.5:  # nothing of the mask is left
+        keep = (body > 0)[..., None] | (worn.coverage < 0.01)[..., None]
+        return np.where(keep, worn.rgb, sample.rgb).astype(np.float32), body.astype(np.float32)
+    return worn.rgb, body.astype(np.float32)
+
+
+def disc(radius: int) -> npt.NDArray[np.uint8]:
+    """(2 radius + 1)² uint8, for morphology."""
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
+
+
+def make_batch(data: FaceCrops, indices: np.ndarray[tuple[int], np.dtype[np.int64]], size: int, seed: int) -> Batch:
+    """Draw a batch for validation: fixed pictures under fixed regions; the same arguments give the same batch."""
     rng = np.random.default_rng(seed)
-    rgb, mask, inside = [], [], []
-    for index in indices:
-        sample = augment(data, int(index), size, rng, jitter)
-        rgb.append(sample.rgb)
-        mask.append(hidden_region(sample.points, rng, (size, size)))
-        inside.append(sample.inside)
-    pictures = torch.from_numpy(np.stack(rgb)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    return Batch(pictures, torch.from_numpy(np.stack(mask))[:, None], torch.from_numpy(np.stack(inside))[:, None])
+    samples = [augment(data, int(index), size, rng, 0.0) for index in indices]
+    return _stack([(s, s.rgb, hidden_region(s.points, rng, (size, size))) for s in samples])
+
+
+def make_training_batch(
+    data: FaceCrops,
+    indices: np.ndarray[tuple[int], np.dtype[np.int64]],
+    size: int,
+    seed: int,
+    templates: Sequence[Template] = (),
+) -> Batch:
+    """Draw a batch for training; the same arguments give the same batch."""
+    rng = np.random.default_rng(seed)
+    samples = [augment(data, int(index), size, rng) for index in indices]
+    return _stack([(s, *draw_region(s, rng, templates)) for s in samples])
+
+
+def _stack(drawn: Sequence[tuple[Sample, F32, F32]]) -> Batch:
+    def pictures(arrays: list[F32]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    return Batch(
+        pictures([sample.rgb for sample, _, _ in drawn]),
+        pictures([seen for _, seen, _ in drawn]),
+        torch.from_numpy(np.stack([hidden for _, _, hidden in drawn]))[:, None],
+        torch.from_numpy(np.stack([sample.inside for sample, _, _ in drawn]))[:, None],
+    )
 
 
 class Trainer:
@@ -66,6 +120,7 @@ class Trainer:
         self.recipe = recipe
         self.data = FaceCrops.open(Path(recipe.crops))
         self.train_indices, self.validation_indices = self.data.split(False), self.data.split(True)
+        self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
         self.model = channels_last(Inpainter())
         if recipe.start:
             self.model.load_state_dict(load_file(recipe.start))
@@ -76,12 +131,14 @@ class Trainer:
         self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.5, 0.98))
         self.ema = Averaged(self.model, recipe.ema)
         parts = {"model": self.model, "judges": self.judges}
-        self.run = Run(recipe, parts | {"opt": self.optimizer, "judge_opt": self.judge_optimizer}, self.ema)
+        self.run = Run(
+            "inpainter", recipe, parts | {"opt": self.optimizer, "judge_opt": self.judge_optimizer}, self.ema
+        )
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         """The training batch of a seed."""
         chosen = np.random.default_rng(seed).choice(self.train_indices, phase.batch)
-        return make_batch(self.data, chosen, phase.size, seed, 1.0)
+        return make_training_batch(self.data, chosen, phase.size, seed, self.templates)
 
     def fit(self) -> None:
         """Run to the end of the recipe, from the last checkpoint if there is one."""
@@ -90,20 +147,19 @@ class Trainer:
             self.run.add(self.step(phase, step, batch))
             if self.run.step_done(REPORT_EVERY):
                 self.run.log(**self.validate(phase.size))
-        self.run.save()
-        self.run.log(**self.validate(self.recipe.phases[-1].size))
+        self.run.finish(**self.validate(self.recipe.phases[-1].size))
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
         """One optimizer step. Returns the losses."""
         for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
             group["lr"] = learning_rate(phase, step)
         self.model.train()
-        weight, truth = batch.mask * batch.inside, batch.rgb
+        weight, truth = batch.mask * batch.inside, batch.truth
         with torch.autocast("cpu", torch.bfloat16):
-            output = self.model(batch.rgb, batch.mask)
+            output = self.model(batch.seen, batch.mask)
         losses = {"l1": masked_l1(output, truth, weight), "edge": 0.5 * edge_l1(output, truth, weight)}
         # Beyond the picture's border there is no truth: what is painted there must not be judged.
-        shown = output.clamp(0, 1) * batch.inside + truth * (1 - batch.inside)
+        shown = output.clamp(0, 1) * weight + truth * (1 - weight)
         whole = View(*(lower_part(x, phase.judge_shrink) for x in (shown, truth, batch.mask)))
         corners = random_windows(weight, phase.window) if phase.texture or phase.fine else []
         near = View(*(windows(x, corners, phase.window) for x in (shown, truth, batch.mask)))
@@ -171,13 +227,13 @@ class Trainer:
         sharp: list[float] = []
         indices = self.validation_indices[:: max(1, len(self.validation_indices) // VALIDATION_PICTURES)]
         for start in range(0, len(indices), 16):
-            batch = make_batch(self.data, indices[start : start + 16], size, start, 0.0)
+            batch = make_batch(self.data, indices[start : start + 16], size, start)
             with torch.autocast("cpu", torch.bfloat16):
-                output = model(batch.rgb, batch.mask)
+                output = model(batch.seen, batch.mask)
             weight = batch.mask * batch.inside
-            mse = ((output - batch.rgb) ** 2 * weight).sum((1, 2, 3)) / (3 * weight.sum((1, 2, 3)) + 1e-6)
+            mse = ((output - batch.truth) ** 2 * weight).sum((1, 2, 3)) / (3 * weight.sum((1, 2, 3)) + 1e-6)
             values += (-10 * torch.log10(mse + 1e-8)).tolist()
-            sharp += (detail(output, weight) / (detail(batch.rgb, weight) + 1e-8)).tolist()
+            sharp += (detail(output, weight) / (detail(batch.truth, weight) + 1e-8)).tolist()
         return {"validation_psnr": float(np.mean(values)), "validation_sharpness": float(np.median(sharp))}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unmask.errors import UnmaskError
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import prefetch
+from unmask.train.tracking import Tracking
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -110,17 +111,18 @@ class Steps(Generic[B]):
 
 
 class Run:
-    """The files of a run: `state.pt` to resume from, `log.jsonl` with a line a report.
+    """The files of a run: `state.pt` to resume from, `log.jsonl` with a line a report, and the same in MLflow.
 
     Args:
+        network: what is trained.
         recipe: what is run.
         parts: everything with a `state_dict`, by name.
         ema: the averaged weights.
     """
 
-    def __init__(self, recipe: Recipe, parts: dict[str, Any], ema: Averaged) -> None:
+    def __init__(self, network: str, recipe: Recipe, parts: dict[str, Any], ema: Averaged) -> None:
         self.folder = Path(recipe.out)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._tracking = Tracking(network, recipe)
         self.parts, self.ema = parts, ema
         self.done = 0
         self._every = recipe.checkpoint_minutes * 60
@@ -154,6 +156,12 @@ class Run:
         os.replace(temporary, self.checkpoint)
         self._saved = time.monotonic()
 
+    def finish(self, **figures: float) -> None:
+        """Save and report for the last time."""
+        self.save()
+        self.log(**figures)
+        self._tracking.finished()
+
     def add(self, figures: dict[str, float]) -> None:
         """Add a step's figures to the means of the next report."""
         for name, value in figures.items():
@@ -176,6 +184,7 @@ class Run:
         line = {"step": self.done, **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._tracking.log(self.done, figures)
         shown = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items())
         print("  ".join(shown), flush=True)
 

@@ -202,12 +202,20 @@ def draw_mask(
     sheet = _sheet(landmarks, size)
     material = MATERIALS[kind](sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
-    picture, band = rgb, np.zeros(size, np.float32)
+    under = Masked(rgb, np.zeros(size, np.float32))
     if rng.random() < 0.8:
-        band = np.clip(straps(landmarks, rng, size).astype(np.float32) / np.float32(255) - full, 0, 1)
-        loops = material if kind == "cloth" and rng.random() < 0.5 else _plain(rng.uniform(0, 1) * np.ones(3), size)
-        picture = _compose(picture, loops, band, sheet.eye, rng)
-    return Masked(_compose(picture, material, full, sheet.eye, rng), np.maximum(full, band))
+        loops = material if kind == "cloth" and rng.random() < 0.5 else None
+        under = _with_loops(rgb, landmarks, full, loops, rng)
+    return Masked(_compose(under.rgb, material, full, sheet.eye, rng), np.maximum(full, under.coverage))
+
+
+def _with_loops(rgb: F32, landmarks: F32, mask: F32, material: F32 | None, rng: np.random.Generator) -> Masked:
+    """A face with the ear loops of a mask that covers (H, W) `mask`; grey ones if no material is given."""
+    size = mask.shape[:2]
+    band = np.clip(straps(landmarks, rng, size).astype(np.float32) / np.float32(255) - mask, 0, 1)
+    eye = float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])) + 1e-6
+    loops = _plain(rng.uniform(0, 1) * np.ones(3), size) if material is None else material
+    return Masked(_compose(rgb, loops, band, eye, rng), band)
 
 
 def random_wearing(rng: np.random.Generator) -> Worn:
@@ -280,9 +288,11 @@ def wear_template(
     warped = cv2.warpPerspective(source, matrix, size[::-1], flags=cv2.INTER_LINEAR)
     if not _fits(warped[..., 3], mask_coverage(landmarks, outline, size)):
         return draw_mask(rgb, landmarks, rng)  # six points of a head turned far away can fold the picture over
-    return Masked(
-        _compose(rgb, warped[..., :3], warped[..., 3].copy(), eye, rng), np.asarray(warped[..., 3], np.float32)
-    )
+    alpha = np.asarray(warped[..., 3], np.float32).copy()
+    under = Masked(rgb, np.zeros(size, np.float32))
+    if jitter and rng.random() < 0.4:
+        under = _with_loops(rgb, landmarks, alpha, None, rng)
+    return Masked(_compose(under.rgb, warped[..., :3], alpha, eye, rng), np.maximum(alpha, under.coverage))
 
 
 def _fits(alpha: F32, coverage: npt.NDArray[np.uint8]) -> bool:

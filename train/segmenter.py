@@ -35,8 +35,10 @@ F32 = npt.NDArray[np.float32]
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
-TURNED_SHARE = 0.25
+TURNED_SHARE = 0.35
 REAL_SHARE = 0.25
+FACELESS_SHARE = 0.06
+"""Pictures without a face: a tracker may follow an emblem or a blurred light for a while."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -76,21 +78,43 @@ def put_mask_on(face: Sample, rgb: F32, templates: Sequence[Template], rng: np.r
 def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generator) -> Masked:
     """A face with a mask (three quarters of them), perhaps turned, perhaps with something in front of it, as a camera
     would see it."""
+    if rng.random() < FACELESS_SHARE:
+        return faceless(sources, size, rng)
     turns = rng.random() < TURNED_SHARE
     face = augment(sources.faces, index, size, rng, 1.0 if turns else JITTER)
     rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.25 else face.rgb
     masked, points = Masked(rgb, np.zeros((size, size), np.float32)), face.points
     wears = rng.random() < 0.75
-    strength = 2.5 if rng.random() < 0.3 else 1.0
+    strength = 2.5 if rng.random() < 0.35 else 1.0
     if wears:
         masked = put_mask_on(face, rgb, sources.templates, rng)
     if turns:
         masked, points = turn_head(masked, points, background(sources.faces, size, rng), random_turn(rng))
         masked = moved(masked, rng)
-    if rng.random() < (0.5 if wears else 0.3):
+    if rng.random() < (0.55 if wears else 0.3):
         masked = put_in_front(masked, rgb, points, rng)
     masked = Masked(degrade(relight(masked.rgb, rng, strength), rng), masked.coverage)
     return cut_off(masked, rng) if rng.random() < 0.3 else masked
+
+
+def faceless(sources: Sources, size: int, rng: np.random.Generator) -> Masked:
+    """Things that are no face: backgrounds and mask pictures as patches, in ovals and rings as emblems have them."""
+    rgb = background(sources.faces, size, rng)
+    for _ in range(int(rng.integers(0, 6))):
+        layer = background(sources.faces, size, rng)
+        if sources.templates and rng.random() < 0.3:
+            rgba = sources.templates[int(rng.integers(len(sources.templates)))].rgba
+            layer = np.asarray(cv2.resize(rgba[..., :3], (size, size)), np.float32)
+        if rng.random() < 0.5:
+            layer = 0.3 * layer + np.float32(0.7) * rng.uniform(0, 1, 3).astype(np.float32)
+        shape = np.zeros((size, size), np.float32)
+        centre = (int(rng.integers(0, size)), int(rng.integers(0, size)))
+        axes = (int(rng.integers(size // 12, size // 2)), int(rng.integers(size // 12, size // 2)))
+        thickness = -1 if rng.random() < 0.6 else int(rng.integers(1, size // 10))
+        cv2.ellipse(shape, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1.0, thickness, cv2.LINE_AA)
+        rgb = rgb + shape[..., None] * (layer - rgb)
+    rgb = degrade(relight(np.asarray(rgb, np.float32), rng), rng)
+    return Masked(rgb, np.zeros((size, size), np.float32))
 
 
 def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
@@ -104,9 +128,9 @@ def moved(masked: Masked, rng: np.random.Generator) -> Masked:
     """Shift, turn and scale a picture as a tracker that is unsure of a profile does."""
     size = masked.coverage.shape[0]
     matrix = cv2.getRotationMatrix2D(
-        (size / 2, size / 2), float(rng.normal(0, 9)), float(np.exp(rng.normal(0.05, 0.15)))
+        (size / 2, size / 2), float(rng.normal(0, 10)), float(np.exp(rng.normal(0.1, 0.2)))
     )
-    matrix[:, 2] += rng.normal(0, 0.05 * size, 2)
+    matrix[:, 2] += rng.normal(0, 0.1 * size, 2)
     rgb, coverage = (
         cv2.warpAffine(x, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE) for x in (masked.rgb, masked.coverage)
     )
@@ -117,6 +141,11 @@ def make_real(real: PseudoLabels, size: int, rng: np.random.Generator) -> tuple[
     """A real masked face as another camera would see it, and where its label is known."""
     rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER)
     masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
+    if rng.random() < 0.4:
+        state = rng.bit_generator.state
+        masked = cut_off(masked, rng)
+        rng.bit_generator.state = state  # the same cut once more
+        weight = cut_off(Masked(masked.rgb, weight), rng).coverage
     return masked, weight
 
 
@@ -157,7 +186,7 @@ class Trainer:
             self.model.load_state_dict(load_file(recipe.start))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4)
         self.ema = Averaged(self.model, recipe.ema)
-        self.run = Run(recipe, {"model": self.model, "opt": self.optimizer}, self.ema)
+        self.run = Run("segmenter", recipe, {"model": self.model, "opt": self.optimizer}, self.ema)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         """The training batch of a seed."""
@@ -171,8 +200,7 @@ class Trainer:
             self.run.add(self.step(phase, step, batch))
             if self.run.step_done(REPORT_EVERY):
                 self.run.log(validation_iou=self.validate(phase.size))
-        self.run.save()
-        self.run.log(validation_iou=self.validate(self.recipe.phases[-1].size))
+        self.run.finish(validation_iou=self.validate(self.recipe.phases[-1].size))
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
         """One optimizer step. Returns the losses."""

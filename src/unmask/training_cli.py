@@ -22,7 +22,9 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 
 def _need_training_packages() -> None:
     missing = [
-        name for name in ("torch", "safetensors", "onnx", "onnxscript") if importlib.util.find_spec(name) is None
+        name
+        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow")
+        if importlib.util.find_spec(name) is None
     ]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}: pip install 'unmask[train]'")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import CROP_SIZE
+from unmask.models.mask_region import mask_region
 from unmask.stream.canvas import Canvas
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
@@ -21,15 +22,17 @@ _WEARS_AREA: Final = 0.03
 """Share of the crop that a mask covers at least; one worn well covers a fifth, one under the chin about a tenth."""
 _KEEPS_AREA: Final = 0.015
 """The same for a face that wore one in the frame before: between the two nothing changes, so nothing flickers."""
+_WHOLE_AREA: Final = 0.1
+"""A mask that covers less of the crop is partly hidden, or only half of it was found."""
 _CLOSER: Final = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), 0.0, 1.2)
-"""The closer view of a crop in which no mask was found at first."""
-_CERTAIN_FACE: Final = 0.8
+"""The closer view of a crop in which no whole mask was found at first."""
+_CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
-"""On what may not be a face, only a mask beyond doubt counts: an emblem on a flag or a jacket gets 0.9 at most."""
+"""On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
 _MIDDLE_PX: Final = (60.0, 95.0)
 """How far from the middle column, and how far down at least, the middle of a worn mask lies in the crop."""
-_SPECK_PX: Final = 5
-"""Spots narrower than this are mistakes."""
+_SPECK_AREA_PX: Final = 40
+"""Spots smaller than this are mistakes. Narrow parts stay: they may be ear loops."""
 _GROW_PX: Final = 6
 """How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
 _FEATHER_PX: Final = 5
@@ -66,14 +69,18 @@ class MaskShape:
     """From a probability to the region that is painted."""
 
     def __init__(self) -> None:
-        self._speck = _disc(_SPECK_PX // 2)
         self._grow = _disc(_GROW_PX)
         self._window = _border_window()
 
     def solid(self, probability: F32) -> U8:
         """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
-        found = np.asarray(probability > 127.5, np.uint8) * np.uint8(255)
-        return np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, self._speck), np.uint8)
+        region = mask_region(probability)
+        count, labels, figures, _ = cv2.connectedComponentsWithStats(region)
+        if count == 1:
+            return region
+        kept = np.where(figures[:, cv2.CC_STAT_AREA] >= _SPECK_AREA_PX, 255, 0).astype(np.uint8)
+        kept[0] = 0
+        return np.asarray(kept[labels], np.uint8)
 
     def alpha(self, solid: U8) -> U8:
         """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge."""
@@ -101,6 +108,7 @@ class Segment(Stage):
         self._engine: Engine = load("segmenter", choice)
         self._shape = MaskShape()
         self._memory: dict[int, _Memory] = {}
+        self._certain: set[int] = set()
         self._faces_unmasked = 0
         self._tracks_unmasked: set[int] = set()
 
@@ -121,13 +129,15 @@ class Segment(Stage):
             probability += _STEADY * (memory.probability - probability)
         solid = self._shape.solid(probability)
         area = cv2.countNonZero(solid) / _PIXELS
-        sure = float(probability[solid > 0].mean()) / 255.0 if area else 0.0
+        core = probability[(solid > 0) & (probability > 127.5)]
+        sure = float(core.mean()) / 255.0 if core.size else 0.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
         if memory is not None and memory.masked:
             face.masked = area >= _KEEPS_AREA
         else:
-            believed = face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK
-            face.masked = area >= _WEARS_AREA and believed and _sits_on_a_face(solid)
+            if face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK:
+                self._certain.add(face.track_id)
+            face.masked = area >= _WEARS_AREA and face.track_id in self._certain and _sits_on_a_face(solid)
         face.pictures.mask[:] = self._shape.alpha(solid) if face.masked else 0
         self._memory[face.track_id] = _Memory(probability, face.masked)
         if face.masked:
@@ -138,10 +148,10 @@ class Segment(Stage):
         """(S, S) float32 0..255, how likely each pixel is mask.
 
         Where hands cover most of a mask the network misses the rest, and finds it in a closer view; bare faces stay
-        bare in both. So a crop without a mask is looked at twice.
+        bare in both. So a crop with no mask in it, or part of one, is looked at twice.
         """
         probability = np.asarray(self._engine(crop[None])[0], np.float32)
-        if cv2.countNonZero(self._shape.solid(probability)) >= _WEARS_AREA * _PIXELS:
+        if cv2.countNonZero(self._shape.solid(probability)) >= _WHOLE_AREA * _PIXELS:
             return probability
         size = (CROP_SIZE, CROP_SIZE)
         closer = cv2.warpAffine(crop, _CLOSER, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

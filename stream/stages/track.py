@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import Box, FaceFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
@@ -44,6 +45,7 @@ _LOST_REACH: Final = 2.0
 _RETRY_EVERY: Final = 60
 """Frames before a place is tried again where a proposal turned out not to be a face."""
 
+_SAME_PROPOSAL: Final = 0.15
 _FITS_PER_FRAME: Final = 1
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
@@ -161,12 +163,15 @@ class Track(Stage):
         proposals = [d for view in self._views_due for d in self._finder.search(frame, view)]
         self._views_due = []
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
-        free = (
-            d for d in sorted(proposals, key=lambda d: -d.score) if self._is_free(d.box_px) and self._is_new(d.box_px)
-        )
-        for proposal in free if first else itertools.islice(free, _FITS_PER_FRAME):
-            if not self._meet(self._finder.fit(frame, proposal), frame.pts_seconds, trusted=first):
-                self._rejected.append((proposal.box_px, frame.index))
+        free = (d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px))
+        fits = [
+            (self._finder.fit(frame, proposal), proposal.box_px)
+            for proposal in (free if first else itertools.islice(free, _FITS_PER_FRAME))
+        ]
+        # The closer look knows better than the search which of two overlapping proposals is the face.
+        for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
+            if not self._meet(sighting, frame.pts_seconds, trusted=first):
+                self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
@@ -242,6 +247,15 @@ def _overlap(a: Box, b: Box) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(width, 0.0) * max(height, 0.0) / max(smaller, 1e-6)
+
+
+def _distinct(proposals: Iterable[Detection]) -> list[Detection]:
+    """Best first, without those that are about where, and about as large as, a better one."""
+    kept: list[Detection] = []
+    for proposal in sorted(proposals, key=lambda d: -d.score):
+        if not any(_near(proposal.box_px, better.box_px, _SAME_PROPOSAL) for better in kept):
+            kept.append(proposal)
+    return kept
 
 
 def _near(a: Box, b: Box, reach: float) -> bool:
