@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,15 +15,13 @@ from unmask.models.discriminator import PatchDiscriminator
 from unmask.models.inpainter import Inpainter
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, Sample, augment
-from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
+from unmask.train.loop import Trainer, channels_last, check_finite, keep_memory, learning_rate
 from unmask.train.losses import Perceptual, edge_l1, feature_matching, hinge_discriminator, hinge_generator, masked_l1
 from unmask.train.masks import hidden_region
-from unmask.train.materials import Template, draw_mask, load_templates, wear_template
+from unmask.train.materials import Template, draw_mask, wear_template
 
 F32 = npt.NDArray[np.float32]
 
-REPORT_EVERY = 100
-VALIDATION_PICTURES = 192
 WORN_SHARE = 0.35
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 
@@ -108,8 +105,8 @@ def _stack(drawn: Sequence[tuple[Sample, F32, F32]]) -> Batch:
     )
 
 
-class Trainer:
-    """Networks, losses and optimizers of a run.
+class InpainterTrainer(Trainer[Batch]):
+    """The inpainter, its discriminators and its losses.
 
     Args:
         recipe: what to do.
@@ -117,40 +114,18 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.data = FaceCrops.open(Path(recipe.crops))
-        self.train_indices, self.validation_indices = self.data.split(False), self.data.split(True)
-        self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
-        self.model = channels_last(Inpainter())
-        if recipe.start:
-            self.model.load_state_dict(load_file(recipe.start))
+        model = channels_last(Inpainter())
         self.judges = nn.ModuleDict({name: channels_last(PatchDiscriminator()) for name in ("judge", "fine_judge")})
+        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.5, 0.98))
         needs_vgg = any(phase.perceptual or phase.texture for phase in recipe.phases)
         self.perceptual = Perceptual(Path(recipe.perceptual_weights)) if needs_vgg else None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
-        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), betas=(0.5, 0.98))
-        self.ema = Averaged(self.model, recipe.ema)
-        parts = {"model": self.model, "judges": self.judges}
-        self.run = Run(
-            "inpainter", recipe, parts | {"opt": self.optimizer, "judge_opt": self.judge_optimizer}, self.ema
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
+        super().__init__("inpainter", recipe, model, optimizer, judges=self.judges, judge_opt=self.judge_optimizer)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        """The training batch of a seed."""
-        chosen = np.random.default_rng(seed).choice(self.train_indices, phase.batch)
-        return make_training_batch(self.data, chosen, phase.size, seed, self.templates)
-
-    def fit(self) -> None:
-        """Run to the end of the recipe, from the last checkpoint if there is one."""
-        self.run.resume()
-        for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
-            self.run.add(self.step(phase, step, batch))
-            if self.run.step_done(REPORT_EVERY):
-                self.run.log(**self.validate(phase.size))
-        self.run.finish(**self.validate(self.recipe.phases[-1].size))
+        return make_training_batch(self.faces, self.chosen(phase, seed), phase.size, seed, self.templates)
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
-        """One optimizer step. Returns the losses."""
         for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
             group["lr"] = learning_rate(phase, step)
         self.model.train()
@@ -167,13 +142,7 @@ class Trainer:
         trials = [t for t in (("judge", phase.adversarial, whole), ("fine_judge", phase.fine, near)) if t[1]]
         for name, share, view in trials:
             losses |= self.fool(name, share, phase.matching, view)
-        loss = torch.stack(list(losses.values())).sum()
-        check_finite(loss, self.run.done)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.model)
+        self.descend(torch.stack(list(losses.values())).sum())
         if trials:
             losses["judges"] = self.step_judges([(name, view) for name, _, view in trials])
         return {name: value.item() for name, value in losses.items()}
@@ -225,9 +194,8 @@ class Trainer:
         model.load_state_dict(self.ema.state)
         values: list[float] = []
         sharp: list[float] = []
-        indices = self.validation_indices[:: max(1, len(self.validation_indices) // VALIDATION_PICTURES)]
-        for start in range(0, len(indices), 16):
-            batch = make_batch(self.data, indices[start : start + 16], size, start)
+        for seed, indices in self.validation_groups():
+            batch = make_batch(self.faces, indices, size, seed)
             with torch.autocast("cpu", torch.bfloat16):
                 output = model(batch.seen, batch.mask)
             weight = batch.mask * batch.inside
@@ -273,4 +241,4 @@ def windows(x: Tensor, corners: list[tuple[int, int]], size: int) -> Tensor:
 def train(recipe: Recipe) -> None:
     """Run a recipe to its end; interrupted runs go on where they stopped."""
     keep_memory()
-    Trainer(recipe).fit()
+    InpainterTrainer(recipe).fit()

@@ -5,17 +5,27 @@ import json
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.errors import UnmaskError
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import prefetch
+from unmask.train.data import FaceCrops, prefetch
+from unmask.train.materials import load_templates
 from unmask.train.tracking import Tracking
+
+Indices = npt.NDArray[np.int64]
+
+REPORT_EVERY = 100
+VALIDATION_PICTURES = 192
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -187,6 +197,70 @@ class Run:
         self._tracking.log(self.done, figures)
         shown = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items())
         print("  ".join(shown), flush=True)
+
+
+class Trainer(ABC, Generic[B]):
+    """A network in training: its data, optimizers, averaged weights and files. Subclasses make batches and losses.
+
+    Args:
+        network: what is trained; names the record in MLflow.
+        recipe: what to do.
+        model: the network; starts from the recipe's `start`, if it names a file.
+        optimizer: of its weights.
+        others: whatever else a checkpoint must hold, by name.
+    """
+
+    def __init__(
+        self, network: str, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, **others: Any
+    ) -> None:
+        self.recipe, self.model, self.optimizer = recipe, model, optimizer
+        if recipe.start:
+            model.load_state_dict(load_file(recipe.start))
+        self.faces = FaceCrops.open(Path(recipe.crops))
+        self.training, self.validation = self.faces.split(False), self.faces.split(True)
+        self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
+        self.ema = Averaged(model, recipe.ema)
+        self.run = Run(network, recipe, {"model": model, "opt": optimizer} | others, self.ema)
+
+    @abstractmethod
+    def batch(self, phase: Phase, seed: int) -> B:
+        """The training batch of a seed."""
+
+    @abstractmethod
+    def step(self, phase: Phase, step: int, batch: B) -> dict[str, float]:
+        """One optimizer step. Returns the losses."""
+
+    @abstractmethod
+    def validate(self, size: int) -> dict[str, float]:
+        """Figures of the averaged weights on fixed validation pictures."""
+
+    def fit(self) -> None:
+        """Run to the end of the recipe, from the last checkpoint if there is one."""
+        self.run.resume()
+        for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
+            self.run.add(self.step(phase, step, batch))
+            if self.run.step_done(REPORT_EVERY):
+                self.run.log(**self.validate(phase.size))
+        self.run.finish(**self.validate(self.recipe.phases[-1].size))
+
+    def chosen(self, phase: Phase, seed: int) -> Indices:
+        """The training faces of a batch."""
+        return np.random.default_rng(seed).choice(self.training, phase.batch)
+
+    def validation_groups(self) -> Iterator[tuple[int, Indices]]:
+        """A seed and up to 16 faces at a time, spread over the validation split; always the same."""
+        spread = self.validation[:: max(1, len(self.validation) // VALIDATION_PICTURES)]
+        for start in range(0, len(spread), 16):
+            yield start, spread[start : start + 16]
+
+    def descend(self, loss: Tensor) -> None:
+        """Update the weights, and their average. Raises UnmaskError where the loss is broken."""
+        check_finite(loss, self.run.done)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.model)
 
 
 def check_finite(loss: Tensor, step: int) -> None:

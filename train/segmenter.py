@@ -8,14 +8,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.models.segmenter import Segmenter
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, Sample, augment, relight
-from unmask.train.loop import Averaged, Run, Steps, channels_last, check_finite, keep_memory, learning_rate
+from unmask.train.loop import Trainer, channels_last, keep_memory, learning_rate
 from unmask.train.losses import dice
 from unmask.train.materials import (
     Masked,
@@ -24,7 +23,6 @@ from unmask.train.materials import (
     degrade,
     draw_mask,
     grow_beard,
-    load_templates,
     put_in_front,
     wear_template,
 )
@@ -33,8 +31,6 @@ from unmask.train.turning import random_turn, turn_head
 
 F32 = npt.NDArray[np.float32]
 
-REPORT_EVERY = 100
-VALIDATION_PICTURES = 192
 TURNED_SHARE = 0.35
 REAL_SHARE = 0.25
 FACELESS_SHARE = 0.06
@@ -167,8 +163,8 @@ def make_batch(
     return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
 
 
-class Trainer:
-    """Network and optimizer of a run.
+class SegmenterTrainer(Trainer[Batch]):
+    """The segmenter and its losses.
 
     Args:
         recipe: what to do.
@@ -176,34 +172,15 @@ class Trainer:
 
     def __init__(self, recipe: Recipe) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        faces = FaceCrops.open(Path(recipe.crops))
-        self.train_indices, self.validation_indices = faces.split(False), faces.split(True)
-        templates = load_templates(Path(recipe.textures)) if recipe.textures else []
-        self.sources = Sources(faces, templates, PseudoLabels.open(Path(recipe.real)) if recipe.real else None)
-        self.model = channels_last(Segmenter())
-        if recipe.start:
-            self.model.load_state_dict(load_file(recipe.start))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4)
-        self.ema = Averaged(self.model, recipe.ema)
-        self.run = Run("segmenter", recipe, {"model": self.model, "opt": self.optimizer}, self.ema)
+        model = channels_last(Segmenter())
+        super().__init__("segmenter", recipe, model, torch.optim.AdamW(model.parameters(), weight_decay=1e-4))
+        real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
+        self.sources = Sources(self.faces, self.templates, real)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        """The training batch of a seed."""
-        chosen = np.random.default_rng(seed).choice(self.train_indices, phase.batch)
-        return make_batch(self.sources, chosen, phase.size, seed, REAL_SHARE)
-
-    def fit(self) -> None:
-        """Run to the end of the recipe, from the last checkpoint if there is one."""
-        self.run.resume()
-        for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
-            self.run.add(self.step(phase, step, batch))
-            if self.run.step_done(REPORT_EVERY):
-                self.run.log(validation_iou=self.validate(phase.size))
-        self.run.finish(validation_iou=self.validate(self.recipe.phases[-1].size))
+        return make_batch(self.sources, self.chosen(phase, seed), phase.size, seed, REAL_SHARE)
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
-        """One optimizer step. Returns the losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(phase, step)
         self.model.train()
@@ -211,33 +188,26 @@ class Trainer:
             logits = self.model(batch.rgb)
         entropy = F.binary_cross_entropy_with_logits(logits, batch.label, batch.weight)
         overlap = dice(logits, batch.label, batch.weight)
-        loss = entropy + 0.5 * overlap
-        check_finite(loss, self.run.done)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.model)
+        self.descend(entropy + 0.5 * overlap)
         return {"bce": entropy.item(), "dice": overlap.item()}
 
     @torch.no_grad()
-    def validate(self, size: int) -> float:
+    def validate(self, size: int) -> dict[str, float]:
         """IoU over all pixels of the averaged weights on fixed validation faces with synthetic masks."""
         model = channels_last(Segmenter()).eval()
         model.load_state_dict(self.ema.state)
         both = either = 0.0
-        indices = self.validation_indices[:: max(1, len(self.validation_indices) // VALIDATION_PICTURES)]
-        for start in range(0, len(indices), 16):
-            batch = make_batch(self.sources, indices[start : start + 16], size, start)
+        for seed, indices in self.validation_groups():
+            batch = make_batch(self.sources, indices, size, seed)
             with torch.autocast("cpu", torch.bfloat16):
                 found = model(batch.rgb) > 0
             label = batch.label > 0
             both += (found & label).sum().item()
             either += (found | label).sum().item()
-        return both / max(either, 1.0)
+        return {"validation_iou": both / max(either, 1.0)}
 
 
 def train(recipe: Recipe) -> None:
     """Run a recipe to its end; interrupted runs go on where they stopped."""
     keep_memory()
-    Trainer(recipe).fit()
+    SegmenterTrainer(recipe).fit()
