@@ -7,20 +7,19 @@ template of MaskTheFace is put on each (seed: the picture's position); figures a
 picture unless "in the mask" is said. Two cases: the true mask is given and only it is painted; and the masked picture
 goes through the whole program, which finds the face and the mask itself.
 
-LPIPS and identity (cosine of face embeddings) are measured by networks that are not part of this project; DIR holds
-them with a `loaders.py` that offers `LPIPSSqueeze`, `MXFace`, `detect`, `warp` and `REF112`.
+LPIPS and identity (cosine of face embeddings) are measured by networks that are not part of this project: see
+instruments.py.
 """
 
 import argparse
-import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from instruments import Instruments
 
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import canonical_crop
@@ -34,7 +33,6 @@ from unmask.train.materials import Template, load_templates, wear_template
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
-Judge = Callable[[U8, U8], dict[str, float]]
 
 SIDE: Final = 256
 ROWS: Final = slice(20, 198)
@@ -76,37 +74,15 @@ def edge_step(rgb: U8, hidden: Bools) -> float:
     return float(np.concatenate(steps).mean())
 
 
-def load_judge(folder: Path | None) -> Judge:
-    """LPIPS and identity by networks in a folder; no figures without one."""
-    if folder is None:
-        return lambda truth, result: {}
-    spec = importlib.util.spec_from_file_location("instruments", folder / "loaders.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tools: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tools)
-    import torch
-
-    distance, face = tools.LPIPSSqueeze(), tools.MXFace().eval()
-
-    def embedding(rgb: U8, points: Any) -> Any:
-        aligned = np.ascontiguousarray(tools.warp(rgb, points, tools.REF112, (112, 112)))
-        return face(torch.from_numpy(aligned).permute(2, 0, 1)[None].float())[0]
-
-    def judge(truth: U8, result: U8) -> dict[str, float]:
-        with torch.no_grad():
-            a, b = (torch.from_numpy(x).permute(2, 0, 1)[None].float() / 127.5 - 1 for x in (truth, result))
-            figures = {"lpips": float(distance(a, b))}
-            _, scores, points = tools.detect(truth)
-            if len(scores):
-                best = points[int(np.argmax(scores))]
-                figures["identity"] = float(embedding(truth, best) @ embedding(result, best))
-        return figures
-
-    return judge
+def judge(instruments: Instruments | None, truth: U8, result: U8) -> dict[str, float]:
+    """LPIPS and identity, as far as they can be measured."""
+    if instruments is None:
+        return {}
+    identity = instruments.identity(truth, result)
+    return {"lpips": instruments.lpips(truth, result)} | ({} if identity is None else {"identity": identity})
 
 
-def measure(truth: U8, result: U8, hidden: Bools, judge: Judge) -> dict[str, float]:
+def measure(truth: U8, result: U8, hidden: Bools, instruments: Instruments | None) -> dict[str, float]:
     """All figures of one picture."""
     error = result.astype(np.float64) - truth
     return {
@@ -115,7 +91,7 @@ def measure(truth: U8, result: U8, hidden: Bools, judge: Judge) -> dict[str, flo
         "psnr_in_mask": psnr(error[hidden]),
         "sharpness": sharpness(result, hidden) / max(sharpness(truth, hidden), 1e-6),
         "edge_step": edge_step(result, hidden) / max(edge_step(truth, hidden), 1e-6),
-        **judge(truth, result),
+        **judge(instruments, truth, result),
     }
 
 
@@ -123,7 +99,8 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure every picture of the folder in every case."""
     templates = [t for t in load_templates(arguments.textures) if t.name.startswith("surgical")]
     front = [t for t in templates if not t.name.endswith(("_left", "_right"))]
-    engine, judge = load("inpainter", choose(arguments.device)), load_judge(arguments.instruments)
+    engine = load("inpainter", choose(arguments.device))
+    instruments = Instruments(arguments.instruments) if arguments.instruments else None
     detector, mesh = FaceDetector(), FaceMesh()
     rows: dict[str, list[dict[str, float]]] = {"masked": [], "telea": [], "true mask": [], "whole program": []}
     shares, cells = [], []
@@ -144,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             }
             shares.append(float(hidden.mean()))
             for case, result in results.items():
-                rows[case].append(measure(truth, np.asarray(result, np.uint8), hidden, judge))
+                rows[case].append(measure(truth, np.asarray(result, np.uint8), hidden, instruments))
             cells.append(np.hstack([truth, *results.values()]))
     if arguments.sheet:
         chosen = cells[:: max(1, len(cells) // 12)][:12]

@@ -136,10 +136,13 @@ class InpainterTrainer(Trainer[Batch]):
         # Beyond the picture's border there is no truth: what is painted there must not be judged.
         shown = output.clamp(0, 1) * weight + truth * (1 - weight)
         whole = View(*(lower_part(x, phase.judge_shrink) for x in (shown, truth, batch.mask)))
-        corners = random_windows(weight, phase.window) if phase.texture or phase.fine else []
-        near = View(*(windows(x, corners, phase.window) for x in (shown, truth, batch.mask)))
+        # Windows at full size and twice as large at half size in turn: pores, then the corners of the mouth.
+        far = 1 + step % 2
+        corners = random_windows(weight, phase.window * far) if phase.texture or phase.fine else []
+        near = View(*(windows(x, corners, phase.window * far, far) for x in (shown, truth, batch.mask)))
         losses |= self.seen_losses(phase, shown, truth, near)
-        trials = [t for t in (("judge", phase.adversarial, whole), ("fine_judge", phase.fine, near)) if t[1]]
+        fine = phase.fine if far == 1 else 0.0
+        trials = [t for t in (("judge", phase.adversarial, whole), ("fine_judge", fine, near)) if t[1]]
         for name, share, view in trials:
             losses |= self.fool(name, share, phase.matching, view)
         self.descend(torch.stack(list(losses.values())).sum())
@@ -231,11 +234,13 @@ def random_windows(weight: Tensor, size: int) -> list[tuple[int, int]]:
     return corners
 
 
-def windows(x: Tensor, corners: list[tuple[int, int]], size: int) -> Tensor:
-    """Cut (len(corners), C, size, size) out of (N, C, S, S), one window per picture; all of it where there are none."""
+def windows(x: Tensor, corners: list[tuple[int, int]], size: int, shrink: int = 1) -> Tensor:
+    """Cut (len(corners), C, size, size) out of (N, C, S, S), one window per picture, and divide its size by `shrink`.
+    Without corners the pictures stay whole."""
     if not corners:
         return x
-    return torch.stack([picture[:, i : i + size, j : j + size] for picture, (i, j) in zip(x, corners, strict=True)])
+    cut = [picture[:, i : i + size, j : j + size] for picture, (i, j) in zip(x, corners, strict=True)]
+    return F.avg_pool2d(torch.stack(cut), shrink)
 
 
 def train(recipe: Recipe) -> None:

@@ -15,8 +15,6 @@ from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
 
-_KEEP: Final = 0.8
-"""Weight of the frame before on a face that is still: what is painted then settles in about five frames."""
 _BEND_PX: Final = 2.5
 """Movement of the points, beyond what an affine map explains, at which the weight has fallen to 1/e (crop px)."""
 _LIGHT: Final = 12.0
@@ -53,9 +51,16 @@ class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
     The weight of the past falls where the face bends or the light changes, so that nothing smears.
+
+    Args:
+        keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five
+            frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
+
+    def __init__(self, keep: float = 0.8) -> None:
+        self._keep = keep
 
     def open(self, context: Context) -> None:
         self._canvas = Canvas(context.layout)
@@ -93,7 +98,7 @@ class Smooth(Stage):
             past = np.asarray(warped, np.float32)
         change = past - now
         light = float(np.abs(cv2.mean(change, mask=face.pictures.mask)[:3]).mean())
-        weight = _KEEP * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))
+        weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))
         return now + np.float32(weight) * change
 
     def summary(self) -> dict[str, Any]:
