@@ -65,7 +65,8 @@ class VideoDone:
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         seconds: how long it took.
-        fps: frames per second of that time.
+        open_seconds: of these until every stage was open: loading networks, starting processes.
+        fps: frames per second of that time, opening included.
         engine, encoder: what ran the networks and what wrote the video.
         cancelled: True where the user cut the run short.
         notices: the lines that the user saw.
@@ -83,6 +84,7 @@ class VideoDone:
     faces: int
     masks_removed: int
     seconds: float
+    open_seconds: float
     fps: float
     engine: str
     encoder: str
@@ -222,6 +224,7 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         faces=summaries["track"]["tracks"],
         masks_removed=summaries["segment"]["masks_removed"],
         seconds=round(result.wall_seconds, 3),
+        open_seconds=round(result.open_seconds, 3),
         fps=round(result.frames / result.wall_seconds, 2),
         engine=summaries["inpaint"]["engine"],
         encoder=summaries["encode"]["encoder"],

@@ -1,0 +1,78 @@
+"""`unmask bench`: how fast this machine takes masks off, measured with the program as users run it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unmask.errors import UserError
+from unmask.progress import say
+
+if TYPE_CHECKING:
+    from unmask.stream.bench.run import Case, Result
+
+
+def bench(
+    full: Annotated[bool, typer.Option("--full", help="480p to 4K with 0 to 8 faces; takes long.")] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all figures as JSON.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw stages.png and fps.png (needs Matplotlib).")
+    ] = None,
+) -> None:
+    """Measure speed and memory on this machine, in about two minutes.
+
+    Clips with masked faces are made on the spot, and `unmask video` is run on each in a process of its own. `fps` is
+    file to file with everything loaded; `outside` is what a command takes besides: start, loading networks, closing.
+    `work` is the sum of what the stages do for one frame, which several cores share. "Decode and encode alone" is the
+    floor: no face is looked for.
+
+    Let nothing else run meanwhile.
+    """
+    from unmask.models.engine import choose
+    from unmask.stream.bench.run import full_cases, machine, measure, quick_cases
+
+    choose(device)
+    if report is not None and not report.absolute().parent.is_dir():
+        raise UserError(f"{report}: its folder does not exist; make it first")
+    about = machine()
+    print(", ".join(f"{name}: {value}" for name, value in about.items()))
+    results = list(measure(full_cases() if full else quick_cases(), device, _announce))
+    print(table(results))
+    if report is not None:
+        _write(report, about, results)
+    if plots is not None:
+        from unmask.stream.bench.plots import draw
+
+        for path in draw(results, plots):
+            print(path)
+
+
+def _announce(case: "Case") -> None:
+    say(f"measuring {case.lines}p, {case.name}")
+
+
+def table(results: "Sequence[Result]") -> str:
+    """The figures as text, a row for each case."""
+    rows = [("case", "fps", "wall s", "outside s", "memory MB", "cpu s", "masks", "work ms, slowest stage")]
+    for r in results:
+        work = sum(stage["mean"] for stage in r.stages.values())
+        name, slowest = max(((n, s["mean"]) for n, s in r.stages.items()), key=lambda pair: pair[1])
+        fps = f"{r.fps:.1f}" if r.case.frames > 1 else "-"
+        start = (f"{r.case.lines}p, {r.case.name}", fps, f"{r.wall_seconds:.2f}", f"{r.outside_seconds:.2f}")
+        rest = (f"{r.memory_mb:.0f}", f"{r.cpu_seconds:.1f}", str(r.masks_removed))
+        rows.append((*start, *rest, f"{work:.1f}, {name} {slowest:.1f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first = row[0].ljust(widths[0])
+        lines.append("  ".join((first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))))
+    return "\n".join(lines)
+
+
+def _write(report: Path, about: dict[str, str | int], results: "Sequence[Result]") -> None:
+    import msgspec
+
+    data = msgspec.json.encode({"machine": about, "results": results})
+    report.write_bytes(msgspec.json.format(data, indent=2) + b"\n")
