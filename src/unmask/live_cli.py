@@ -1,0 +1,178 @@
+"""The command `unmask live`. Imported by `unmask.cli`, and as lazy as its other commands."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from unmask.errors import UserError
+from unmask.interrupts import interruptible
+from unmask.progress import say
+
+if TYPE_CHECKING:
+    from unmask.stream.live.session import OutputMaker
+    from unmask.stream.live.state import Figures
+
+_LINE_EVERY_SECONDS: Final = 10.0
+_SOURCE: Final = "Source"
+_OUTPUTS: Final = "Outputs, any number at once"
+_MEASURING: Final = "Measuring"
+
+
+def live(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE|URL]",
+            help="A video file, given at its own pace; or a URL: rtsp://, http(s):// (also HLS), rtmp://, srt://, "
+            "udp://127.0.0.1:5000 (MPEG-TS).",
+            show_default=False,
+        ),
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(metavar="N|DEVICE", help="A camera of this machine: 0, or /dev/video0.", rich_help_panel=_SOURCE),
+    ] = None,
+    camera_size: Annotated[
+        str, typer.Option(metavar="WxH", help="Picture to ask the camera for.", rich_help_panel=_SOURCE)
+    ] = "1280x720",
+    camera_fps: Annotated[
+        float, typer.Option(metavar="N", min=1, max=240, help="Rate to ask it for.", rich_help_panel=_SOURCE)
+    ] = 30.0,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Begin a file again at its end.", rich_help_panel=_SOURCE)
+    ] = False,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="End when the source goes away, instead of trying again.", rich_help_panel=_SOURCE),
+    ] = False,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="End after so long.", rich_help_panel=_SOURCE)
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Record to .mp4, .mov, .mkv, .ts or .flv, with the source's sound. The file appears when it is whole.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a recording that exists.", rich_help_panel=_OUTPUTS)
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency",
+            help="Write a time code into each source picture and read it back at the outputs.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write what was done, as JSON.", rich_help_panel=_MEASURING),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    max_faces: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
+    ] = 8,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
+) -> None:
+    """Take the masks off the faces in a live picture.
+
+    The newest picture wins: where the machine is too slow, pictures are dropped at the source, counted and shown, and
+    the picture never falls behind. A source that goes away is waited for.
+
+    Ctrl-C ends the run in good order and finishes the recording (exit code 0); a second one stops at once and keeps
+    nothing (130).
+
+    What is painted is a plausible face, never evidence of who someone is. Recordings say so in their comment tag.
+
+    Examples:
+
+    unmask live clip.mp4 --loop --record out.mp4 --duration 60
+
+    unmask live clip.mp4 --loop --latency --report r.json --duration 600
+    """
+    from unmask.models.engine import choose
+    from unmask.stream.jobs import write_report
+    from unmask.stream.live.session import LiveSettings, run_live
+    from unmask.stream.naming import Job, check_report
+    from unmask.stream.pipeline import Settings
+    from unmask.stream.supervisor import Cancel
+
+    choose(device)
+    if (source is None) == (camera is None):
+        raise UserError("name one source: a file, a URL, or --camera 0")
+    settings = LiveSettings(
+        source=source,
+        camera=camera,
+        camera_size=_size(camera_size),
+        camera_fps=camera_fps,
+        loop=loop,
+        once=once,
+        seconds=duration,
+        record=record,
+        overwrite=overwrite,
+        latency=latency,
+        pipeline=Settings(device, max_faces),
+    )
+    _check_loop(settings.source, loop=loop)
+    if report is not None:
+        check_report(report, [Job(Path(source), Path(source))] if source and Path(source).is_file() else [])
+    makers: list[OutputMaker] = []
+    if not makers and record is None and not latency:
+        raise UserError("name an output: --record FILE; or --latency to measure only")
+    cancel = Cancel()
+    display = _Display(quiet=quiet)
+    with interruptible(cancel):
+        done = run_live(settings, makers, cancel, display.notice, display.figures)
+    if not quiet:
+        print(done.summary(), flush=True)
+    if report is not None:
+        write_report(report, [done], as_list=False)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise UserError(f"--camera-size {text}: give width and height, such as 1280x720")
+    return int(width), int(height)
+
+
+def _check_loop(source: str | None, *, loop: bool) -> None:
+    if loop and (source is None or "://" in source):
+        raise UserError("--loop is for files; cameras and URLs have no end to begin again at")
+
+
+class _Display:
+    """What the user sees on stderr: lines as they come, and the figures on a terminal, or now and then elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._next = time.monotonic() + (0.0 if self._terminal else _LINE_EVERY_SECONDS)
+        self._shown = False
+
+    def notice(self, line: str) -> None:
+        if not self._quiet:
+            self._clear()
+            say(line)
+
+    def figures(self, figures: "Figures") -> None:
+        if self._quiet or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (0.5 if self._terminal else _LINE_EVERY_SECONDS)
+        line = f"{figures.seconds:.0f} s: {figures.line()}"
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            self._shown = True
+        else:
+            say(line)
+
+    def _clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False
