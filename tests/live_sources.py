@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -99,6 +99,76 @@ def serving_http(port: int) -> Iterator[None]:
             server.shutdown()
             for sender in senders:
                 sender.stop()
+
+
+def receive(url: str, out: Path, options: dict[str, str]) -> None:
+    """Write what is sent to a URL to a file, packet by packet, until it ends. For a process of its own."""
+    with av.open(url, options=options, timeout=(60, 5)) as source, av.open(str(out), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        try:
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream_index]
+                    target.mux(packet)
+        except av.FFmpegError:
+            pass  # nothing more comes
+
+
+def wait_for_listener(port: int) -> None:
+    """Wait until somebody listens on a TCP port, without connecting to it."""
+    deadline = time.monotonic() + 60
+    listening = f"0100007F:{port:04X} 00000000:0000 0A"
+    while listening not in Path("/proc/net/tcp").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Relay:
+    """Stands before a server that takes one connection only, and can cut it. Connections without a byte are let go.
+
+    Args:
+        port: of the server behind it.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._behind = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self) -> None:
+        """End every connection, and take no more."""
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client:
+            first = client.recv(65536)
+            if not first:
+                return
+            with socket.create_connection(("127.0.0.1", self._behind)) as server:
+                self._open += [client, server]
+                server.sendall(first)
+                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                back.start()
+                _pump(client, server)
+                back.join(10)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 def flash_clip(path: Path, seconds: int = 3) -> Path:

@@ -16,7 +16,7 @@ import typer
 
 from unmask import __version__, live_cli, training_cli
 from unmask.errors import UnmaskError, UserError
-from unmask.interrupts import interruptible
+from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     PICTURE_SUFFIXES,
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
 
 T = TypeVar("T", bound="VideoDone | PictureDone")
-
-STOPPED: Final = 130
-"""Exit code after Ctrl-C, as shells give it: 128 + SIGINT."""
 
 # Typer brings its own copy of click or uses the installed one, depending on its version; this is the class either way.
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]

@@ -4,12 +4,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from unmask.progress import say
 
 if TYPE_CHECKING:
     from unmask.stream.supervisor import Cancel
+
+STOPPED: Final = 130
+"""Exit code after Ctrl-C, as shells give it: 128 + SIGINT."""
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from unmask.errors import UserError
-from unmask.interrupts import interruptible
+from unmask.errors import UnmaskError, UserError
+from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import say
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def live(
         str | None,
         typer.Argument(
             metavar="[FILE|URL]",
-            help="A video file, given at its own pace; or a URL: rtsp://, http(s):// (also HLS), rtmp://, srt://, "
+            help="A video file, given at its own pace; or a URL: rtsp://, http(s):// (also HLS), rtmp://, "
             "udp://127.0.0.1:5000 (MPEG-TS).",
             show_default=False,
         ),
@@ -62,6 +64,14 @@ def live(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a recording that exists.", rich_help_panel=_OUTPUTS)
     ] = False,
+    push: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Send to rtsp://, rtmp://, rtmps:// or udp:// (MPEG-TS), with the source's sound. Can be given again.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
     latency: Annotated[
         bool,
         typer.Option(
@@ -94,6 +104,8 @@ def live(
 
     unmask live clip.mp4 --loop --record out.mp4 --duration 60
 
+    unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/unmasked
+
     unmask live clip.mp4 --loop --latency --report r.json --duration 600
     """
     from unmask.models.engine import choose
@@ -122,17 +134,31 @@ def live(
     _check_loop(settings.source, loop=loop)
     if report is not None:
         check_report(report, [Job(Path(source), Path(source))] if source and Path(source).is_file() else [])
-    makers: list[OutputMaker] = []
+    makers = [*_pushes(push or [], gpu=device.startswith("cuda"))]
     if not makers and record is None and not latency:
-        raise UserError("name an output: --record FILE; or --latency to measure only")
+        raise UserError("name an output, such as --record FILE or --push URL; or --latency to measure only")
     cancel = Cancel()
     display = _Display(quiet=quiet)
-    with interruptible(cancel):
-        done = run_live(settings, makers, cancel, display.notice, display.figures)
+    with interruptible(cancel) as interrupted:
+        try:
+            done = run_live(settings, makers, cancel, display.notice, display.figures)
+        except UnmaskError as error:
+            if not interrupted.is_set():
+                raise
+            say(f"unmask: {error}")
+            raise typer.Exit(STOPPED) from error
     if not quiet:
         print(done.summary(), flush=True)
     if report is not None:
         write_report(report, [done], as_list=False)
+
+
+def _pushes(urls: list[str], *, gpu: bool) -> "Iterator[OutputMaker]":
+    from unmask.stream.live.push import Push, check_push
+
+    for url in urls:
+        check_push(url)
+        yield partial(Push, url, gpu=gpu)
 
 
 def _size(text: str) -> tuple[int, int]:

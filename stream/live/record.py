@@ -19,6 +19,7 @@ from unmask.stream.stage import Context
 RECORDED: Final = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpegts", ".flv": "flv"}
 """What a recording can be named, and FFmpeg's format for it."""
 
+_OPTIONS: Final = {"flush_packets": "1"}  # so that the size of a recording under way can be seen
 _PLACES: Final = 8
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -59,7 +60,7 @@ class Record(Output):
             context.notice(f"record: {reason}")
         context.notice(f"recording {self._shown_as}: {self._coding}")
         try:
-            self._writer = StreamWriter(f"file:{self._path}", RECORDED[suffix], self._coding)
+            self._writer = StreamWriter(f"file:{self._path}", RECORDED[suffix], self._coding, _OPTIONS)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._shown_as}: cannot be written ({error.strerror}); choose another file") from error
         self._thread = threading.Thread(target=self._work, name="unmask-record", daemon=True)

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 
 from unmask.stream.supervisor import Cancel
 from unmask.stream.timing import Durations, StageTiming
+
+TIME_BASE: Final = Fraction(1, 90_000)
+"""Of the pts of every live frame: the clock of MPEG-TS and RTP."""
 
 SOUND_RATE: Final = 48_000
 """Samples per second of all sound in a live run; it is stereo."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Final
 
 import av
@@ -16,11 +15,10 @@ from unmask.stream.encoders import Choice, Codec, EncodeOptions, VideoSettings, 
 from unmask.stream.frame import Layout
 from unmask.stream.live.feed import FeedInfo
 from unmask.stream.live.sound_track import SoundTrack
-from unmask.stream.live.state import SOUND_RATE, Sound
+from unmask.stream.live.state import SOUND_RATE, TIME_BASE, Sound
 from unmask.stream.media import FULL_RANGE
 from unmask.stream.remux import output_tags
 
-_TIME_BASE: Final = Fraction(1, 90_000)
 _HELD: Final = frozenset({Codec.H264})
 _SOUND_BITS: Final = 128_000
 
@@ -60,7 +58,7 @@ def choose_coding(info: FeedInfo, layout: Layout, container: str, *, gpu: bool, 
     settings = VideoSettings(
         width=layout.width,
         height=layout.height,
-        time_base=_TIME_BASE,
+        time_base=TIME_BASE,
         fps=info.fps,
         sample_aspect_ratio=info.sample_aspect_ratio,
         color=color._replace(range=FULL_RANGE if layout.full_range else 1),
@@ -112,17 +110,17 @@ class StreamWriter:
         assert picture.pts is not None
         if self._start is None:
             self._start = picture.pts
-            self._track = SoundTrack(float(self._start * _TIME_BASE))
+            self._track = SoundTrack(float(self._start * TIME_BASE))
         self._last = picture.pts
         own = picture.reformat(format=self._coding.choice.pixel_format)  # the picture itself where nothing changes
-        own.pts, own.time_base = self._last - self._start, _TIME_BASE
+        own.pts, own.time_base = self._last - self._start, TIME_BASE
         self._container.mux(self._video.encode(own))
         self._waiting += sounds
-        self._write_sound(float(self._last * _TIME_BASE))
+        self._write_sound(float(self._last * TIME_BASE))
 
     def finish(self) -> None:
         """Write what is left, and the end. Raises av.FFmpegError."""
-        end = float(self._last * _TIME_BASE + 1 / self._coding.settings.fps)
+        end = float(self._last * TIME_BASE + 1 / self._coding.settings.fps)
         self._write_sound(end, end)
         self._container.mux(self._video.encode(None))
         if self._audio is not None:

@@ -1,7 +1,6 @@
 """The first stage of a live run: the newest picture of a source that does not wait."""
 
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Any, ClassVar, Final
 
 from unmask.stream.frame import Frame
@@ -9,12 +8,9 @@ from unmask.stream.live import time_code
 from unmask.stream.live.feed import Connection, Feed
 from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.reader import Arrival, Reader
-from unmask.stream.live.state import LiveState
+from unmask.stream.live.state import TIME_BASE, LiveState
 from unmask.stream.stage import Context, Source
 from unmask.stream.stages.decode import fill
-
-TIME_BASE: Final = Fraction(1, 90_000)
-"""Of every live frame: the clock of MPEG-TS and RTP."""
 
 _LOOK_SECONDS: Final = 0.05
 """How often, at least, to see whether the run is to end."""
