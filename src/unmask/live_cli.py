@@ -1,5 +1,6 @@
 """The command `unmask live`. Imported by `unmask.cli`, and as lazy as its other commands."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -14,10 +15,12 @@ from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import say
 
 if TYPE_CHECKING:
+    from unmask.stream.live.feed import Feed
     from unmask.stream.live.session import OutputMaker
     from unmask.stream.live.state import Figures
 
 _LINE_EVERY_SECONDS: Final = 10.0
+_SHORTEST_TOKEN: Final = 12
 _SOURCE: Final = "Source"
 _OUTPUTS: Final = "Outputs, any number at once"
 _MEASURING: Final = "Measuring"
@@ -37,9 +40,23 @@ def live(
         str | None,
         typer.Option(metavar="N|DEVICE", help="A camera of this machine: 0, or /dev/video0.", rich_help_panel=_SOURCE),
     ] = None,
+    page_camera: Annotated[
+        bool,
+        typer.Option(
+            "--page-camera",
+            help="The camera of the laptop or phone that opens the page of --http: see yourself without the mask.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = False,
     camera_size: Annotated[
-        str, typer.Option(metavar="WxH", help="Picture to ask the camera for.", rich_help_panel=_SOURCE)
-    ] = "1280x720",
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Picture to ask the camera for. Default: 1280x720; 640x480 for the page's camera.",
+            rich_help_panel=_SOURCE,
+            show_default=False,
+        ),
+    ] = None,
     camera_fps: Annotated[
         float, typer.Option(metavar="N", min=1, max=240, help="Rate to ask it for.", rich_help_panel=_SOURCE)
     ] = 30.0,
@@ -72,6 +89,35 @@ def live(
             rich_help_panel=_OUTPUTS,
         ),
     ] = None,
+    http: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve a page with the picture before and after, figures, stop and start. Its address, with a token "
+            "that nobody can guess, is printed. 0 takes any free port.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = None,
+    http_host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to serve the page on. 0.0.0.0 lets other machines in: with the token, and over HTTPS.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = "127.0.0.1",
+    http_token: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN",
+            help="Token of the page, at least 12 characters. Default: a new one for each run.",
+            envvar="UNMASK_HTTP_TOKEN",
+            rich_help_panel=_OUTPUTS,
+            show_default=False,
+        ),
+    ] = "",
     latency: Annotated[
         bool,
         typer.Option(
@@ -102,6 +148,10 @@ def live(
 
     Examples:
 
+    unmask live --camera 0 --http 8080
+
+    unmask live --page-camera --http 8080 --http-host 192.168.1.5
+
     unmask live clip.mp4 --loop --record out.mp4 --duration 60
 
     unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/unmasked
@@ -110,18 +160,21 @@ def live(
     """
     from unmask.models.engine import choose
     from unmask.stream.jobs import write_report
-    from unmask.stream.live.session import LiveSettings, run_live
+    from unmask.stream.live.session import LiveSettings, make_feed, run_live
     from unmask.stream.naming import Job, check_report
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
     choose(device)
-    if (source is None) == (camera is None):
-        raise UserError("name one source: a file, a URL, or --camera 0")
+    if [source is not None, camera is not None, page_camera].count(True) != 1:
+        raise UserError("name one source: a file, a URL, --camera 0 or --page-camera")
+    if page_camera and http is None:
+        raise UserError("--page-camera needs the page: add --http 8080")
     settings = LiveSettings(
         source=source,
         camera=camera,
-        camera_size=_size(camera_size),
+        page_camera=page_camera,
+        camera_size=_size(camera_size or ("640x480" if page_camera else "1280x720")),
         camera_fps=camera_fps,
         loop=loop,
         once=once,
@@ -134,14 +187,18 @@ def live(
     _check_loop(settings.source, loop=loop)
     if report is not None:
         check_report(report, [Job(Path(source), Path(source))] if source and Path(source).is_file() else [])
-    makers = [*_pushes(push or [], gpu=device.startswith("cuda"))]
+    feed = make_feed(settings)
+    makers = [
+        *_pages(http, http_host, http_token, feed),
+        *_pushes(push or [], gpu=device.startswith("cuda")),
+    ]
     if not makers and record is None and not latency:
-        raise UserError("name an output, such as --record FILE or --push URL; or --latency to measure only")
+        raise UserError("name an output, such as --http 8080 or --record FILE; or --latency to measure only")
     cancel = Cancel()
     display = _Display(quiet=quiet)
     with interruptible(cancel) as interrupted:
         try:
-            done = run_live(settings, makers, cancel, display.notice, display.figures)
+            done = run_live(feed, settings, makers, cancel, display.notice, display.figures)
         except UnmaskError as error:
             if not interrupted.is_set():
                 raise
@@ -151,6 +208,26 @@ def live(
         print(done.summary(), flush=True)
     if report is not None:
         write_report(report, [done], as_list=False)
+
+
+def _need(option: str, *modules: str) -> None:
+    """Raise UserError where a module that an option needs is not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"{option} needs {' and '.join(missing)}: pip install 'unmask[live]'")
+
+
+def _pages(port: int | None, host: str, token: str, feed: "Feed") -> "Iterator[OutputMaker]":
+    if port is None:
+        return
+    if token and len(token) < _SHORTEST_TOKEN:
+        raise UserError(f"--http-token: at least {_SHORTEST_TOKEN} characters, or leave it out for a random one")
+    _need("--http", "aiohttp", "aiortc")
+    from unmask.stream.live.page_camera import PageFeed
+    from unmask.stream.live.web import Address, WebPage
+
+    page_feed = feed if isinstance(feed, PageFeed) else None
+    yield lambda state, info: WebPage(Address(port, host, token), state, page_feed)
 
 
 def _pushes(urls: list[str], *, gpu: bool) -> "Iterator[OutputMaker]":

@@ -12,6 +12,7 @@ from unmask.stream.jobs import milliseconds
 from unmask.stream.live import time_code
 from unmask.stream.live.feed import CameraFeed, Feed, FeedInfo, FileFeed, UrlFeed, connect_first
 from unmask.stream.live.output import Output
+from unmask.stream.live.page_camera import PageFeed
 from unmask.stream.live.record import Record, check_record_name
 from unmask.stream.live.state import Figures, LiveState
 from unmask.stream.naming import Draft, whole_file
@@ -32,6 +33,7 @@ class LiveSettings:
     Args:
         source: a file or a URL; None for another kind of source.
         camera: a camera's number or device; None for another kind of source.
+        page_camera: the camera of whoever opens the page.
         camera_size: width and height in px to ask the camera for.
         camera_fps: frames per second to ask the camera for.
         loop: begin a file again at its end.
@@ -45,6 +47,7 @@ class LiveSettings:
 
     source: str | None = None
     camera: str | None = None
+    page_camera: bool = False
     camera_size: tuple[int, int] = (1280, 720)
     camera_fps: float = 30.0
     loop: bool = False
@@ -125,6 +128,8 @@ def make_feed(settings: LiveSettings) -> Feed:
     """The source that the settings name. Raises UserError where they name none."""
     if settings.camera is not None:
         return CameraFeed(settings.camera, settings.camera_size, settings.camera_fps)
+    if settings.page_camera:
+        return PageFeed(settings.camera_size)
     if settings.source is None:
         raise UserError("name a source: a file, a URL, or --camera 0")
     if "://" in settings.source:
@@ -133,6 +138,7 @@ def make_feed(settings: LiveSettings) -> Feed:
 
 
 def run_live(
+    feed: Feed,
     settings: LiveSettings,
     makers: Sequence[OutputMaker],
     cancel: Cancel,
@@ -142,7 +148,8 @@ def run_live(
     """Carry a source to its outputs until it ends, or until `cancel`.
 
     Args:
-        settings: source, recording, faces.
+        feed: the source.
+        settings: what to do with it.
         makers: of the outputs besides the recording.
         cancel: ends the run; `drain` ends it in good order.
         on_notice, on_figures: called in this thread with lines and figures for the user.
@@ -158,7 +165,6 @@ def run_live(
         on_notice(line)
 
     check_recording(settings)
-    feed = make_feed(settings)
     with ExitStack() as stack:
         draft = _draft(settings, stack)
         first = connect_first(feed)
