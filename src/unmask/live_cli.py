@@ -70,6 +70,32 @@ def live(
     duration: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.1, help="End after so long.", rich_help_panel=_SOURCE)
     ] = None,
+    window: Annotated[
+        bool,
+        typer.Option(
+            "--window",
+            help="A window on this screen. Space: before or after; s: snapshot to the current folder; f: figures; "
+            "q: quit.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = False,
+    virtual_camera: Annotated[
+        bool,
+        typer.Option(
+            "--virtual-camera",
+            help="A camera that video calls can choose: v4l2loopback on Linux, OBS elsewhere.",
+            rich_help_panel=_OUTPUTS,
+        ),
+    ] = False,
+    virtual_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Which one, such as /dev/video2. Default: the first that is free.",
+            rich_help_panel=_OUTPUTS,
+            show_default=False,
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -148,6 +174,8 @@ def live(
 
     Examples:
 
+    unmask live --camera 0 --window --virtual-camera
+
     unmask live --camera 0 --http 8080
 
     unmask live --page-camera --http 8080 --http-host 192.168.1.5
@@ -189,11 +217,13 @@ def live(
         check_report(report, [Job(Path(source), Path(source))] if source and Path(source).is_file() else [])
     feed = make_feed(settings)
     makers = [
+        *_windows(window),
+        *_virtual_cameras(virtual_camera, virtual_device),
         *_pages(http, http_host, http_token, feed),
         *_pushes(push or [], gpu=device.startswith("cuda")),
     ]
     if not makers and record is None and not latency:
-        raise UserError("name an output, such as --http 8080 or --record FILE; or --latency to measure only")
+        raise UserError("name an output, such as --window, --http 8080 or --record FILE; or --latency to measure only")
     cancel = Cancel()
     display = _Display(quiet=quiet)
     with interruptible(cancel) as interrupted:
@@ -215,6 +245,24 @@ def _need(option: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"{option} needs {' and '.join(missing)}: pip install 'unmask[live]'")
+
+
+def _windows(wanted: bool) -> "Iterator[OutputMaker]":
+    if not wanted:
+        return
+    _need("--window", "pygame")
+    from unmask.stream.live.window import Window
+
+    yield lambda state, info: Window(state, Path())
+
+
+def _virtual_cameras(wanted: bool, device: str | None) -> "Iterator[OutputMaker]":
+    if not wanted:
+        return
+    _need("--virtual-camera", "pyvirtualcam")
+    from unmask.stream.live.virtual_camera import VirtualCamera
+
+    yield partial(VirtualCamera, device=device)
 
 
 def _pages(port: int | None, host: str, token: str, feed: "Feed") -> "Iterator[OutputMaker]":

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-import cv2
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 
-from unmask.stream.frame import U8, Frame
+from unmask.stream.frame import U8, Frame, Layout, Matrix
 from unmask.stream.live.state import Sound
 from unmask.stream.stage import Context
 from unmask.stream.stages.decode import plane_views
@@ -46,9 +46,29 @@ class Showing:
         return flat.reshape(layout.height * 3 // 2, layout.width)
 
 
-def rgb_of(i420: U8) -> U8:
-    """(H, W, 3) uint8 RGB of a picture from `Showing.i420`, for a screen: by the BT.601 matrix, limited range."""
-    return np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)
+def rgb_of(i420: U8, layout: Layout, widest: int | None = None) -> U8:
+    """A picture from `Showing.i420` for a screen.
+
+    Args:
+        i420: (H * 3 / 2, W) uint8.
+        layout: says what its samples mean.
+        widest: width in px beyond which it is made smaller; None for never.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    width, height = layout.width, layout.height
+    if widest is not None and width > widest:
+        width, height = widest, max(1, round(height * widest / width))
+    picture = VideoFrame.from_ndarray(i420, "yuv420p").reformat(
+        width,
+        height,
+        "rgb24",
+        src_colorspace=Colorspace.ITU601 if layout.matrix is Matrix.BT601 else Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG if layout.full_range else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+    )
+    return np.asarray(picture.to_ndarray(), np.uint8)
 
 
 class Output(ABC):

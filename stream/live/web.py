@@ -21,9 +21,9 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from unmask.errors import UserError
-from unmask.stream.frame import U8
+from unmask.stream.frame import U8, Layout
 from unmask.stream.live.certificate import self_signed
-from unmask.stream.live.output import Output, Showing
+from unmask.stream.live.output import Output, Showing, rgb_of
 from unmask.stream.live.page_camera import PageFeed
 from unmask.stream.live.page_rtc import PageCalls
 from unmask.stream.live.state import LiveState
@@ -78,6 +78,7 @@ class WebPage(Output):
         self._feed = feed
 
     def open(self, context: Context) -> None:
+        self._layout = context.layout
         self._views = 0
         self._viewers: set[web.WebSocketResponse] = set()
         self._asking = 0
@@ -205,7 +206,7 @@ class WebPage(Output):
             self._asking -= 1
         pair = self._pair
         if pair is not None and not socket.closed:
-            jpeg = await asyncio.get_running_loop().run_in_executor(None, _jpeg, pair)
+            jpeg = await asyncio.get_running_loop().run_in_executor(None, _jpeg, pair, self._layout)
             await socket.send_bytes(jpeg)
             self._views += 1
 
@@ -222,11 +223,7 @@ class WebPage(Output):
         return web.json_response(await self._calls.answer(await request.json()))
 
 
-def _jpeg(pair: tuple[U8, U8]) -> bytes:
-    pictures = [np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2BGR_I420), np.uint8) for i420 in pair]
-    height, width = pictures[0].shape[:2]
-    if width > _WIDEST:
-        size = (_WIDEST, round(height * _WIDEST / width))
-        pictures = [np.asarray(cv2.resize(p, size, interpolation=cv2.INTER_AREA), np.uint8) for p in pictures]
-    coded = cv2.imencode(".jpg", np.vstack(pictures), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+def _jpeg(pair: tuple[U8, U8], layout: Layout) -> bytes:
+    both = np.vstack([rgb_of(i420, layout, _WIDEST) for i420 in pair])
+    coded = cv2.imencode(".jpg", both[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
     return bytes(coded.tobytes())
