@@ -164,25 +164,25 @@ def live(
 ) -> None:
     """Take the masks off the faces in a live picture.
 
-    The newest picture wins: where the machine is too slow, pictures are dropped at the source, counted and shown, and
-    the picture never falls behind. A source that goes away is waited for.
+    The newest picture wins. Where the machine is too slow, pictures are
+    dropped at the source, counted and shown; the picture never falls behind.
+    A source that goes away is waited for, and said.
 
-    Ctrl-C ends the run in good order and finishes the recording (exit code 0); a second one stops at once and keeps
-    nothing (130).
+    Ctrl-C ends the run in good order and finishes the recording (exit code
+    0). A second one stops at once and keeps nothing (130).
 
-    What is painted is a plausible face, never evidence of who someone is. Recordings say so in their comment tag.
+    What is painted is a plausible face, never evidence of who someone is.
+    Recordings and streams say so in their comment tag.
 
     Examples:
 
     unmask live --camera 0 --window --virtual-camera
 
-    unmask live --camera 0 --http 8080
+    unmask live --camera 0 --http 8080 --record talk.mp4
 
     unmask live --page-camera --http 8080 --http-host 192.168.1.5
 
-    unmask live clip.mp4 --loop --record out.mp4 --duration 60
-
-    unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/unmasked
+    unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/x
 
     unmask live clip.mp4 --loop --latency --report r.json --duration 600
     """

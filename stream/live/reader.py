@@ -49,6 +49,9 @@ class Reader(threading.Thread):
         state: of the run.
         sound: True where an output wants sound.
         once: end with the first loss of the source.
+
+    Attributes:
+        error: what went wrong in the program itself; None where nothing did.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Reader(threading.Thread):
         super().__init__(name="unmask-reader", daemon=True)  # it may hang in a read that nothing interrupts
         self._feed, self._first, self._box, self._state = feed, first, box, state
         self._sound, self._once = sound, once
+        self.error: Exception | None = None
         self._stop_now = threading.Event()
         self._step = float(1 / first.info.fps)
         self._last = -self._step
@@ -74,7 +78,7 @@ class Reader(threading.Thread):
             while connection is not None:
                 connection = self._next(self._read(connection))
         except Exception as error:
-            self._state.notice(f"{self._feed.name}: reading failed ({type(error).__name__}: {error})")
+            self.error = error
         finally:
             self._box.close()
 

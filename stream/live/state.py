@@ -111,7 +111,8 @@ class LiveState:
         self._shown: deque[tuple[float, float]] = deque()
         self._faces = self._masks = 0
         self._latency = Durations()
-        self._minutes: dict[int, Durations] = {}
+        self._minute = Durations()
+        self._minutes: list[StageTiming] = []
 
     # --- orders and lines ---------------------------------------------------------------------------------------------
 
@@ -196,8 +197,10 @@ class LiveState:
                 return
             since = coded if self.coded and coded is not None else captured
             self._latency.add(now - since)
-            minute = int((now - self._first) / 60)
-            self._minutes.setdefault(minute, Durations()).add(now - since)
+            if now - self._first >= 60 * (len(self._minutes) + 1):
+                self._minutes.append(self._minute.timing())
+                self._minute = Durations()
+            self._minute.add(now - since)
             self._shown.append((now, now - since))
             while self._shown[0][0] < now - _RECENT_SECONDS:
                 self._shown.popleft()
@@ -233,4 +236,4 @@ class LiveState:
     def latency_by_minute(self) -> list[StageTiming]:
         """Latency of each minute, in order: whether it grows can be seen here."""
         with self._lock:
-            return [self._minutes[minute].timing() for minute in sorted(self._minutes)]
+            return [*self._minutes, self._minute.timing()]

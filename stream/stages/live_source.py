@@ -62,6 +62,8 @@ class LiveSource(Source):
             self._begin()
         arrival = self._newest()
         if arrival is None:
+            if self._reader.error is not None:
+                raise self._reader.error
             return ()
         fill(frame, arrival.image, self._orientation)
         if self._state.coded:
