@@ -28,11 +28,6 @@ _LIVE_PACKAGES: Final = (
     ("--http", "aiohttp"),
     ("--page-camera", "aiortc"),
 )
-    "pygame-ce": "--window",
-    "pyvirtualcam": "--virtual-camera",
-    "aiohttp": "--http",
-    "aiortc": "--http",
-}
 
 
 @dataclass(frozen=True, slots=True)

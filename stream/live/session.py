@@ -21,8 +21,8 @@ from unmask.stream.stages.live_source import LiveSource
 from unmask.stream.stages.outputs import Outputs
 from unmask.stream.supervisor import Cancel, RunReport, run
 
-_SLOTS: Final = 5
-"""Frames under way at most, one for each stage that takes its time: where the machine is too slow, more of them would
+_SLOTS: Final = 4
+"""Frames under way at most: two or three when all goes well. Where the machine is too slow, more of them would
 only make the picture later."""
 
 
