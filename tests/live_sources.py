@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,6 +71,13 @@ def sending(url: str, container: str = "mpegts") -> Iterator[Sender]:
         yield sender
     finally:
         sender.stop()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files."""
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @contextmanager

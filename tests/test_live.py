@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from live_sources import (
     HEIGHT,
     RATE,
     WIDTH,
+    QuietHandler,
     Relay,
     codes_in,
     flash_clip,
@@ -201,6 +204,34 @@ def test_once_ends_with_the_source(tmp_path: Path) -> None:
     assert run.says("as --once asks")
     with av.open(str(tmp_path / "out.mkv")) as container:
         assert sum(1 for _ in container.decode(video=0)) == run.done.frames
+
+
+def test_recording_on_a_web_server_is_paced_and_ends(here: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(here))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/clip.mp4"
+        assert live(f"{url} --latency --record out.mkv --quiet") == 0
+        server.shutdown()
+    codes = codes_in(here / "out.mkv")
+    assert codes[-1] - codes[0] > 2.0
+
+
+def test_hls_is_paced_though_whole_segments_come_at_once(here: Path) -> None:
+    segments = {"hls_time": "1", "hls_list_size": "0"}
+    with av.open("clip.mp4") as source, av.open("live.m3u8", "w", format="hls", options=segments) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(here))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/live.m3u8"
+        assert live(f"{url} --latency --record out.mkv --once --quiet") == 0
+        server.shutdown()
+    codes = codes_in(here / "out.mkv")
+    assert len(codes) > RATE
+    assert codes[-1] - codes[0] > 1.5
 
 
 def test_cut_http_stream_is_taken_up_again(tmp_path: Path) -> None:

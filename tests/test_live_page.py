@@ -203,8 +203,21 @@ def test_other_machines_are_served_over_tls_only(tmp_path: Path, start: Callable
         urllib.request.urlopen(url.replace("https", "http"), timeout=10)
 
 
+def test_nonsense_for_a_call_is_refused(start: Callable[..., Program]) -> None:
+    program = start("--page-camera")
+    url = program.url.replace("/?", "/offer?")
+    for body in (b"", b"no json", b"[]", b'{"sdp": "x", "type": "offer"}', b'{"sdp": 1, "type": 2}', b'{"sdp": ""}'):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url, body, method="POST"), timeout=10)
+        assert refused.value.code == 400, body
+        refused.value.close()
+    with urllib.request.urlopen(program.url, timeout=10) as answer:
+        assert answer.status == 200
+
+
 MISTAKES = [
     ("live --page-camera", "add --http 8080"),
+    ("live clip.mp4 --http 0 --quiet", "add --http-token"),
     ("live clip.mp4 --http 0 --http-token short", "at least 12 characters"),
     ("live clip.mp4 --http 0 --http-host 203.0.113.7", "choose another port"),
 ]

@@ -198,6 +198,8 @@ def live(
         raise UserError("name one source: a file, a URL, --camera 0 or --page-camera")
     if page_camera and http is None:
         raise UserError("--page-camera needs the page: add --http 8080")
+    if http is not None and quiet and not http_token:
+        raise UserError("--quiet would hide the page's address: add --http-token TOKEN")
     settings = LiveSettings(
         source=source,
         camera=camera,

@@ -48,6 +48,8 @@ _SLOW_READ_SECONDS: Final = 15.0
 _ANALYSE_MICROSECONDS: Final = 1_000_000
 _PACKETS_WITHOUT_PICTURE: Final = 1500
 _PACED_FORMATS: Final = frozenset({"hls", "dash"})
+"""Whole segments lie ready, and come as fast as they are read."""
+
 _DEFAULT_FPS: Final = Fraction(30)
 
 
@@ -189,13 +191,9 @@ class UrlFeed(Feed):
         if index is None:
             container.close()
             raise FeedLost("it sends no video")
-        return MediaConnection(container, index, paced=_is_recorded(container))
-
-
-def _is_recorded(container: InputContainer) -> bool:
-    """Whether the pictures lie ready somewhere and come as fast as they are read."""
-    names = container.format.name.split(",")
-    return bool(container.duration and container.duration > 0) or not _PACED_FORMATS.isdisjoint(names)
+        self.finite = bool(container.duration and container.duration > 0)  # a recording, on a web server
+        in_segments = not _PACED_FORMATS.isdisjoint(container.format.name.split(","))
+        return MediaConnection(container, index, paced=self.finite or in_segments)
 
 
 def without_password(url: str) -> str:

@@ -135,7 +135,10 @@ class Reader(threading.Thread):
             self._stop_now.wait(-late)
         if late <= _LATE_SECONDS:
             return due
+        if not self._behind:
+            self._state.notice(f"{self._feed.name}: the machine is too busy to read it at its own pace; it runs late")
         self._behind += late
+        self._state.behind_seconds = self._behind
         return due + late
 
     # --- from one connection to the next ------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A live run from its source to its outputs, and the report of it."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -73,6 +74,8 @@ class LiveDone:
         dropped: those that were passed over because a newer one had come.
         dropped_share: of those received, 0..1.
         lost: how often the source went away.
+        behind_seconds: how much longer a file took than its own pace, because the machine was too busy to read it; what
+            a camera would have given meanwhile is not among those dropped.
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         fps: frames per second at the outputs.
@@ -81,7 +84,7 @@ class LiveDone:
         latency_by_minute_ms: the same for each minute.
         unreadable: frames whose time code could not be read.
         engine: what ran the networks.
-        notices: the lines that the user saw.
+        notices: the lines that the user saw, without the page's token.
         outputs: what each output has to say.
         stages: per stage, milliseconds per frame; for `live_source` that includes waiting for the next picture.
         details: what each stage has to say about itself.
@@ -97,6 +100,7 @@ class LiveDone:
     dropped: int
     dropped_share: float
     lost: int
+    behind_seconds: float
     faces: int
     masks_removed: int
     fps: float
@@ -233,6 +237,7 @@ def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int]
         dropped=state.dropped,
         dropped_share=round(state.dropped / max(1, state.received), 5),
         lost=state.lost,
+        behind_seconds=round(state.behind_seconds, 3),
         faces=summaries["track"]["tracks"],
         masks_removed=summaries["segment"]["masks_removed"],
         fps=round(result.frames / max(figures.seconds, 1e-3), 2),
@@ -241,7 +246,7 @@ def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int]
         latency_by_minute_ms=[milliseconds(timing) for timing in state.latency_by_minute()],
         unreadable=state.unreadable,
         engine=summaries["inpaint"]["engine"],
-        notices=tuple(notices),
+        notices=tuple(re.sub(r"token=\S+", "token=...", line) for line in notices),
         outputs=summaries["outputs"],
         stages={name: milliseconds(timing) for name, timing in result.stages.items()},
         details={name: values for name, values in summaries.items() if name != "outputs"},

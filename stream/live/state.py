@@ -90,6 +90,7 @@ class LiveState:
         paused: set by the user; pictures are then passed over, and not counted as dropped.
         connected: False while the source is away.
         taken, dropped, lost: pictures that the pipeline took, those passed over, and how often the source went away.
+        behind_seconds: how much longer a paced source has taken than its own pace.
         unreadable: frames in which no time code could be read at the output.
     """
 
@@ -100,6 +101,7 @@ class LiveState:
         self.connected = False
         self.taken = self.dropped = self.lost = 0
         self.unreadable = 0
+        self.behind_seconds = 0.0
         self._cancel = cancel
         self._started = time.monotonic()
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ import secrets
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -172,7 +173,7 @@ class WebPage(Output):
 
     async def _live(self, request: web.Request) -> web.WebSocketResponse:
         """Figures come by themselves; a picture comes for each "next". "stop" and "start" are orders."""
-        socket = web.WebSocketResponse(heartbeat=20)
+        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=1024)
         await socket.prepare(request)
         self._viewers.add(socket)
         figures = asyncio.create_task(self._send_figures(socket))
@@ -192,9 +193,10 @@ class WebPage(Output):
         return socket
 
     async def _send_figures(self, socket: web.WebSocketResponse) -> None:
-        while not socket.closed:
-            await socket.send_json(asdict(self._state.figures()))
-            await asyncio.sleep(_FIGURES_SECONDS)
+        with suppress(ConnectionError):  # the viewer has left
+            while not socket.closed:
+                await socket.send_json(asdict(self._state.figures()))
+                await asyncio.sleep(_FIGURES_SECONDS)
 
     async def _send_picture(self, socket: web.WebSocketResponse) -> None:
         """Wait for the next frame and send it: a JPEG with the source above and the result below."""
@@ -207,8 +209,9 @@ class WebPage(Output):
         pair = self._pair
         if pair is not None and not socket.closed:
             jpeg = await asyncio.get_running_loop().run_in_executor(None, _jpeg, pair, self._layout)
-            await socket.send_bytes(jpeg)
-            self._views += 1
+            with suppress(ConnectionError):
+                await socket.send_bytes(jpeg)
+                self._views += 1
 
     def _wake(self) -> None:
         async def wake() -> None:
@@ -220,7 +223,10 @@ class WebPage(Output):
     async def _offer(self, request: web.Request) -> web.Response:
         if self._calls is None:
             return web.Response(status=404, text="This run has another source; start it with --page-camera.\n")
-        return web.json_response(await self._calls.answer(await request.json()))
+        try:
+            return web.json_response(await self._calls.answer(await request.json()))
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            return web.Response(status=400, text=f"This is no call: {type(error).__name__}.\n")
 
 
 def _jpeg(pair: tuple[U8, U8], layout: Layout) -> bytes:
