@@ -1,5 +1,6 @@
 """A live run from its source to its outputs, and the report of it."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,9 +23,8 @@ from unmask.stream.stages.live_source import LiveSource
 from unmask.stream.stages.outputs import Outputs
 from unmask.stream.supervisor import Cancel, RunReport, run
 
-_SLOTS: Final = 4
-"""Frames under way at most: two or three when all goes well. Where the machine is too slow, more of them would
-only make the picture later."""
+_FEWEST_SLOTS: Final = 3
+_MOST_SLOTS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ def run_live(
             (source, *face_stages(settings.pipeline), Outputs(outputs, state)),
             layout,
             max_faces=settings.pipeline.max_faces,
-            slots=_SLOTS,
+            slots=_slots(),
             on_progress=lambda *_: on_figures(state.figures()),
             on_notice=notice,
             cancel=cancel,
@@ -205,6 +205,15 @@ def run_live(
         if draft is not None and settings.record is not None:
             draft.keep_as(settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
+
+
+def _slots() -> int:
+    """Frames under way at most, the one that waits for its picture among them.
+
+    One for each processor: where the machine is too slow, more would make the picture later and no more frequent.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(usable + 1, _FEWEST_SLOTS), _MOST_SLOTS)
 
 
 def check_recording(settings: LiveSettings) -> None:
