@@ -234,8 +234,10 @@ def live(
         except UnmaskError as error:
             if not interrupted.is_set():
                 raise
+            display.clear()
             say(f"unmask: {error}")
             raise typer.Exit(STOPPED) from error
+    display.clear()
     if not quiet:
         print(done.summary(), flush=True)
     if report is not None:
@@ -311,7 +313,7 @@ class _Display:
 
     def notice(self, line: str) -> None:
         if not self._quiet:
-            self._clear()
+            self.clear()
             say(line)
 
     def figures(self, figures: "Figures") -> None:
@@ -320,12 +322,14 @@ class _Display:
         self._next = time.monotonic() + (0.5 if self._terminal else _LINE_EVERY_SECONDS)
         line = f"{figures.seconds:.0f} s: {figures.line()}"
         if self._terminal:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            # The cursor goes back, so that whatever is said next takes the place of the figures.
+            print(f"\x1b[K{line}\r", end="", file=sys.stderr, flush=True)
             self._shown = True
         else:
             say(line)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take the figures off the terminal."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
             self._shown = False
