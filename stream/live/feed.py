@@ -165,7 +165,7 @@ class FileFeed(Feed):
 
 
 class UrlFeed(Feed):
-    """Anything that FFmpeg reads from a URL: RTSP, HTTP, HLS, RTMP, SRT, MPEG-TS over UDP.
+    """Anything that FFmpeg reads from a URL: RTSP, HTTP, HLS, RTMP, MPEG-TS over UDP.
 
     Args:
         url: with its scheme.

@@ -104,7 +104,7 @@ class Record(Output):
         error = self._error
         if error is None:
             return
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        if getattr(error, "errno", None) in _NO_SPACE:
             reason = f"no space left for {self._shown_as}; free some, or choose another folder"
         else:
             reason = f"{self._shown_as} cannot be written ({getattr(error, 'strerror', None) or error})"

@@ -172,7 +172,8 @@ def run_live(
     with ExitStack() as stack:
         draft = _draft(settings, stack)
         first = connect_first(feed)
-        stack.callback(first.close)
+        unclaimed = stack.enter_context(ExitStack())
+        unclaimed.callback(first.close)
         info = first.info
         state = LiveState(feed.name, cancel, coded=settings.latency)
         outputs = [maker(state, info) for maker in makers]
@@ -191,6 +192,7 @@ def run_live(
             once=settings.once,
             seconds=settings.seconds,
         )
+        unclaimed.pop_all()  # from here on the connection is the source's: its thread may be reading
         result = run(
             (source, *face_stages(settings.pipeline), Outputs(outputs, state)),
             layout,

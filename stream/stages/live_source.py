@@ -23,7 +23,7 @@ class LiveSource(Source):
 
     Args:
         feed: the source.
-        first: an open connection to it.
+        first: an open connection to it, which is closed with this stage.
         state: of the run. Its `coded` decides whether time codes are burnt in.
         sound: True where an output wants sound.
         once: end with the first loss of the source.
@@ -43,6 +43,7 @@ class LiveSource(Source):
         seconds: float | None = None,
     ) -> None:
         self._state = state
+        self._first = first
         self._paced = first.paced
         self._orientation = first.info.orientation
         self._seconds = seconds
@@ -78,8 +79,10 @@ class LiveSource(Source):
 
     def close(self) -> None:
         self._reader.stop()
-        if self._reader.is_alive():
-            self._reader.join(0.5)
+        if self._reader.ident is None:
+            self._first.close()
+        elif self._reader.is_alive():
+            self._reader.join(0.5)  # a read that hangs cannot be ended; its thread closes the connection when it can
 
     def summary(self) -> dict[str, Any]:
         return {"received": self._state.received, "dropped": self._state.dropped, "lost": self._state.lost}
