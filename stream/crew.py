@@ -120,7 +120,7 @@ class ProcessCrew(Crew):
         ]
 
     def start(self) -> None:
-        with _interrupts_blocked():
+        with interrupts_blocked():
             for process in self._processes:
                 process.start()
 
@@ -168,7 +168,7 @@ def _socket_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Processes started in here never see the terminal's Ctrl-C: what it means is for the parent to decide."""
     resource_tracker.ensure_running()  # it comes with the first process, and its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -22,6 +22,12 @@ from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_e
 from unmask.stream.frame import Layout
 
 _PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt")
+_LIVE_PACKAGES: Final = (
+    ("--window", "pygame-ce"),
+    ("--virtual-camera", "pyvirtualcam"),
+    ("--http", "aiohttp"),
+    ("--page-camera", "aiortc"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ def examine() -> tuple[Section, ...]:
         Section("Engine", tuple(_engines())),
         Section("Encoder", tuple(_encoders())),
         Section("Cameras", tuple(_cameras())),
+        Section("Outputs of unmask live", tuple(_live_outputs())),
         Section("Weights", tuple(_weights())),
     )
 
@@ -119,6 +126,14 @@ def _cameras() -> Iterator[str]:
         yield f"{device} {label.read_text().strip() if label.is_file() else ''}".rstrip()
     if not devices:
         yield "none: there is no /dev/video*"
+
+
+def _live_outputs() -> Iterator[str]:
+    for option, name in _LIVE_PACKAGES:
+        try:
+            yield f"{option}: {name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"{option}: needs {name}: pip install 'unmask[live]'"
 
 
 def _weights() -> Iterator[str]:

@@ -230,12 +230,13 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         encoder=summaries["encode"]["encoder"],
         cancelled=result.cancelled,
         notices=tuple(notices),
-        stages={name: _milliseconds(timing) for name, timing in result.stages.items()},
+        stages={name: milliseconds(timing) for name, timing in result.stages.items()},
         details=summaries,
     )
 
 
-def _milliseconds(timing: StageTiming) -> dict[str, float]:
+def milliseconds(timing: StageTiming) -> dict[str, float]:
+    """A timing as reports have it."""
     figures = {"mean": timing.mean_ms, "p50": timing.p50_ms, "p95": timing.p95_ms, "p99": timing.p99_ms}
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -393,8 +394,11 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
     )
 
 
-def write_report(path: Path, results: Sequence[VideoDone | PictureDone | Failed], *, as_list: bool) -> None:
-    """Write the report: one object, or with `as_list` a list of them. It replaces one of an earlier run."""
+def write_report(path: Path, results: Sequence[object], *, as_list: bool) -> None:
+    """Write the report: one dataclass of what was done, or with `as_list` a list of them.
+
+    It replaces one of an earlier run.
+    """
     body = msgspec.json.encode(list(results) if as_list else results[0])
     with whole_file(path, overwrite=True) as draft:
         draft.path.write_bytes(msgspec.json.format(body, indent=2) + b"\n")

@@ -271,12 +271,9 @@ def decode_packet(packet: "av.Packet[VideoStream]") -> list[VideoFrame]:
 def _describe(
     path: Path, container: InputContainer, stream: VideoStream, picture: VideoFrame, times: list[int]
 ) -> MediaInfo:
-    # The annotation of PyAV says that this iterates over names.
-    entries = cast(Iterable[SideData], picture.side_data)
-    side_data = {entry.type: bytes(entry) for entry in entries}
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
-    orientation = UPRIGHT if matrix is None else Orientation.from_display_matrix(matrix)
-    color = Color(picture.color_primaries, picture.color_trc, picture.colorspace, picture.color_range)
+    side_data = _side_data(picture)
+    orientation = orientation_of(picture)
+    color = color_of(picture)
     fps = _frame_rate(stream, times)
     time_base = stream.time_base if times and stream.time_base else 1 / fps
     duration = _duration(container, stream)
@@ -287,9 +284,9 @@ def _describe(
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=picture.format.name,
         bits=max(component.bits for component in picture.format.components),
-        layout=_layout(picture, orientation, color),
+        layout=layout_of(picture, orientation),
         orientation=orientation,
-        sample_aspect_ratio=_aspect_ratio(stream, orientation),
+        sample_aspect_ratio=aspect_ratio(stream, orientation),
         fps=fps,
         time_base=time_base,
         duration_seconds=duration,
@@ -310,7 +307,19 @@ def _describe(
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _layout(picture: VideoFrame, orientation: Orientation, color: Color) -> Layout:
+def orientation_of(picture: VideoFrame) -> Orientation:
+    """How a decoded picture becomes upright."""
+    matrix = _side_data(picture).get(SideDataType.DISPLAYMATRIX)
+    return UPRIGHT if matrix is None else Orientation.from_display_matrix(matrix)
+
+
+def color_of(picture: VideoFrame) -> Color:
+    """The colour tags of a decoded picture."""
+    return Color(picture.color_primaries, picture.color_trc, picture.colorspace, picture.color_range)
+
+
+def layout_of(picture: VideoFrame, orientation: Orientation) -> Layout:
+    """The layout that keeps most of a decoded picture once it is upright."""
     width, height = picture.width, picture.height
     if orientation.transpose:
         width, height = height, width
@@ -318,7 +327,7 @@ def _layout(picture: VideoFrame, orientation: Orientation, color: Color) -> Layo
         width=width,
         height=height,
         format=nearest_format(picture.format.name, transposed=orientation.transpose),
-        matrix=_matrix(picture, color),
+        matrix=_matrix(picture, color_of(picture)),
         full_range=is_full_range(picture),
     )
 
@@ -352,7 +361,8 @@ def nearest_format(name: str, *, transposed: bool = False) -> str:
     return nearest.name.replace("422", "444") if transposed else nearest.name
 
 
-def _aspect_ratio(stream: VideoStream, orientation: Orientation) -> Fraction | None:
+def aspect_ratio(stream: VideoStream, orientation: Orientation) -> Fraction | None:
+    """Width by height of a pixel of the upright picture; None where the stream does not tell."""
     ratio = stream.sample_aspect_ratio
     if not ratio:
         return None
@@ -398,6 +408,12 @@ def _frames_expected(stream: VideoStream, duration: float | None, fps: Fraction)
 
 
 # --- side data of the first picture -----------------------------------------------------------------------------------
+
+
+def _side_data(picture: VideoFrame) -> dict[SideDataType, bytes]:
+    # The annotation of PyAV says that this iterates over names.
+    return {entry.type: bytes(entry) for entry in cast(Iterable[SideData], picture.side_data)}
+
 
 _EMBEDDED: Final = {
     SideDataType.A53_CC: "closed captions inside the video",

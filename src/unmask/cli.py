@@ -5,20 +5,18 @@ The summary goes to stdout, everything else to stderr, one line for each error. 
 """
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from unmask import __version__, bench_cli, training_cli
+from unmask import __version__, bench_cli, live_cli, training_cli
 from unmask.errors import UnmaskError, UserError
+from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     PICTURE_SUFFIXES,
@@ -32,12 +30,8 @@ from unmask.stream.naming import (
 
 if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
-    from unmask.stream.supervisor import Cancel
 
 T = TypeVar("T", bound="VideoDone | PictureDone")
-
-STOPPED: Final = 130
-"""Exit code after Ctrl-C, as shells give it: 128 + SIGINT."""
 
 # Typer brings its own copy of click or uses the installed one, depending on its version; this is the class either way.
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]
@@ -141,7 +135,7 @@ def video(
         finally:
             display.finished()
 
-    with _interruptible(cancel) as interrupted:
+    with interruptible(cancel) as interrupted:
         results = _do_all(jobs, work, report, quiet=quiet, stop=interrupted.is_set)
     cut_short = len(results) < len(jobs) or any(isinstance(r, Failed) or r.cancelled for r in results)
     raise typer.Exit(STOPPED if interrupted.is_set() and cut_short else _exit_code(results))
@@ -189,6 +183,7 @@ def doctor() -> None:
             print(f"  {line}")
 
 
+app.command()(live_cli.live)
 app.command()(bench_cli.bench)
 app.add_typer(training_cli.data, name="data")
 app.add_typer(training_cli.train, name="train")
@@ -252,31 +247,6 @@ def _exit_code(results: "Sequence[VideoDone | PictureDone | Failed]") -> int:
     from unmask.stream.jobs import Failed
 
     return max((result.exit_code for result in results if isinstance(result, Failed)), default=0)
-
-
-@contextmanager
-def _interruptible(cancel: "Cancel") -> Iterator[Event]:
-    """Ctrl-C and SIGTERM drain the run the first time, stop it the second time, and end the program the third time.
-
-    Yields an event that is set from the first time on.
-    """
-    interrupted = Event()
-
-    def on_signal(number: int, _: object) -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            say("stopping: finishing the frames under way; once more to stop now and keep nothing")
-            cancel.drain()
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            cancel.stop_now()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show_traceback() -> None:

@@ -53,7 +53,7 @@ class Decode(Source):
             return ()
         frame.pts, frame.time_base = self._clock.stamp(picture.pts), self._info.time_base
         frame.discontinuity = self._changed_size(picture)
-        _fill(frame, picture, self._info.orientation)
+        fill(frame, picture, self._info.orientation)
         self._frames += 1
         return (frame,)
 
@@ -204,7 +204,7 @@ class Clock:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _fill(frame: Frame, picture: VideoFrame, orientation: Orientation) -> None:
+def fill(frame: Frame, picture: VideoFrame, orientation: Orientation) -> None:
     """Write a picture into a frame's planes, and into their untouched copy if the layout keeps one."""
     layout = frame.layout
     fitted = _fitted(picture, layout, _coded_size(layout, orientation))

@@ -1,0 +1,105 @@
+"""Calls from pages by WebRTC: the page's camera comes in, the result goes back."""
+
+import asyncio
+from typing import Any
+
+from aiortc import RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from av.video.frame import VideoFrame
+
+from unmask.stream.live.page_camera import PageFeed
+
+
+class _Result(MediaStreamTrack):  # type: ignore[misc,unused-ignore]
+    """The newest result, for one call."""
+
+    kind = "video"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._newest: asyncio.Queue[VideoFrame] = asyncio.Queue(1)
+
+    def show(self, picture: VideoFrame) -> None:
+        if self._newest.full():
+            self._newest.get_nowait()
+        self._newest.put_nowait(picture)
+
+    async def recv(self) -> VideoFrame:
+        return await self._newest.get()
+
+
+class PageCalls:
+    """All calls; the newest one is the source. Used in the event loop of the page's server.
+
+    Args:
+        feed: takes the pictures.
+    """
+
+    def __init__(self, feed: PageFeed) -> None:
+        self._feed = feed
+        self._result: _Result | None = None
+        self._peers: set[RTCPeerConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def wanted(self) -> bool:
+        """True while somebody looks at the result."""
+        return self._result is not None
+
+    def show(self, picture: VideoFrame) -> None:
+        """Send a result, with its time."""
+        if self._result is not None:
+            self._result.show(picture)
+
+    async def answer(self, offer: dict[str, str]) -> dict[str, str]:
+        """Take a call.
+
+        Args:
+            offer: `sdp` and `type` of the page's session description.
+
+        Returns:
+            The same of ours.
+        """
+        peer = RTCPeerConnection()
+        self._peers.add(peer)
+        result = _Result()
+        peer.addTrack(result)
+
+        @peer.on("track")
+        def on_track(track: MediaStreamTrack) -> None:
+            if track.kind == "video":
+                self._result = result
+                self._keep(self._take(track, peer, result))
+
+        await peer.setRemoteDescription(RTCSessionDescription(sdp=offer["sdp"], type=offer["type"]))
+        await peer.setLocalDescription(await peer.createAnswer())
+        return {"sdp": peer.localDescription.sdp, "type": peer.localDescription.type}
+
+    async def end(self) -> None:
+        """Hang up."""
+        for task in list(self._tasks):
+            task.cancel()
+        for peer in list(self._peers):
+            await peer.close()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take(self, track: MediaStreamTrack, peer: RTCPeerConnection, result: _Result) -> None:
+        """Hand the page's pictures on until it hangs up."""
+        box = self._feed.begin()
+        try:
+            while True:
+                picture = await track.recv()
+                if isinstance(picture, VideoFrame):
+                    box.put(picture)
+        except MediaStreamError:
+            pass
+        finally:
+            box.close()
+            if self._result is result:
+                self._result = None
+            self._peers.discard(peer)
+            await peer.close()
