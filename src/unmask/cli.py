@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from unmask import __version__, training_cli
+from unmask import __version__, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
@@ -189,6 +189,8 @@ def doctor() -> None:
             print(f"  {line}")
 
 
+app.command()(serve_cli.serve)
+app.add_typer(serve_cli.keys, name="keys")
 app.add_typer(training_cli.data, name="data")
 app.add_typer(training_cli.train, name="train")
 app.add_typer(training_cli.evaluate, name="evaluate")
