@@ -117,6 +117,7 @@ class FaceStream:
         """Forget everything; the stream can go on."""
         self._opened.close()
         self._context = None
+        self._index = 0  # the tracker plans its searches by it
         self._first_track = self._next_track
 
     def _frame(self, request: FrameRequest, data: memoryview) -> Frame:
@@ -129,7 +130,7 @@ class FaceStream:
         else:
             picture = np.frombuffer(data, np.uint8)
         layout = layout_of(request.format, width, height)
-        if self._context is None or self._context.layout != layout:
+        if self._context is None or self._context.layout != layout or request.reset:
             self._open(Context(layout, self._settings.max_faces, load=self._engines.load))
         pts = round(request.seconds * _TICKS)
         frame = Frame(self._index, pts, Fraction(1, _TICKS), layout, self._buffer, 0, discontinuity=request.reset)

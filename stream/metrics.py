@@ -66,7 +66,8 @@ class MetricsPage:
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             match environ.get("PATH_INFO"):
                 case "/metrics":
-                    return iter(pages(environ, start_response))
+                    shown: Iterable[bytes] = pages(environ, start_response)
+                    return shown
                 case "/healthz":
                     reason = trouble()
                     status, body = ("503 Service Unavailable", reason) if reason else ("200 OK", "ok")

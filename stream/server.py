@@ -60,6 +60,9 @@ _BLOCKED_TICK_MS: Final = 10
 _MESSAGES_AT_ONCE: Final = 64
 """Messages taken before answers have their turn again."""
 
+_MOST_KEPT: Final = 256
+"""Answers kept for a client that does not read, nearly all of them small: credits bound those with pictures."""
+
 _LINGER_MS: Final = 2_000
 """How long answers may take to leave after the server has ended."""
 
@@ -431,9 +434,11 @@ class Server:
             count = client.refusals
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, ...: nobody can fill the log
                 self._log("refused", client=client.number, code=error.code, reason=error.text, times=count)
-            if client.outbox:
-                return  # it does not read
-        self._send_or_fail(peer, [encode(Error(error.code, error.text, error.id))])
+        answer = [encode(Error(error.code, error.text, error.id))]
+        if client is None:
+            self._send_or_fail(peer, answer)
+        elif len(client.outbox) < _MOST_KEPT:
+            self._send(client, answer)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
