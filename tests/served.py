@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -94,14 +94,23 @@ class RawClient:
         body = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
         self.socket.send_multipart([body, *payload])
 
-    def receive(self, seconds: float = 30.0) -> tuple[dict[str, Any], list[bytes]]:
+    def receive(self, seconds: float = 60.0) -> tuple[dict[str, Any], list[bytes]]:
         """The next message that is no ping."""
-        while True:
-            assert self.socket.poll(round(1000 * seconds)), "no answer"
+        deadline = time.monotonic() + seconds
+        while self.socket.poll(max(0, round(1000 * (deadline - time.monotonic())))):
             first, *rest = self.socket.recv_multipart()
             header = msgspec.msgpack.decode(first)
             if header["type"] != "ping":
                 return header, rest
+        raise TimeoutError("no answer")
+
+    def rest(self, seconds: float = 1.0) -> list[dict[str, Any]]:
+        """Headers of all messages until none comes for so long."""
+        headers = []
+        with suppress(TimeoutError):
+            while True:
+                headers.append(self.receive(seconds)[0])
+        return headers
 
     def hello(self) -> dict[str, Any]:
         self.send({"type": "hello", "version": 1})
