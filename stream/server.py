@@ -285,7 +285,8 @@ class Server:
         try:
             socket.bind(bind)
         except zmq.ZMQError as error:
-            raise UserError(f"--bind {bind}: {error.strerror or error}; choose another address or port") from error
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise UserError(f"--bind {bind}: {reason}; choose another address or port") from error
         finally:
             os.umask(before)
 

@@ -30,7 +30,7 @@ from unmask.stream.client import Unmasked
 from unmask.stream.face_stream import FaceStream, SharedEngines
 from unmask.stream.pipeline import Settings
 from unmask.stream.protocol import FrameRequest, Limits
-from unmask.stream.server import Server, ServeOptions, is_local, serving
+from unmask.stream.server import ServeOptions, Server, is_local, serving
 from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
 
