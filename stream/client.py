@@ -94,6 +94,7 @@ class Conversation:
         outgoing: messages to send, oldest first.
         welcome: what the server said; None before.
         why_not_shared: why frames travel in messages; None while shared memory is used, or not known yet.
+        refusal: what the server refused that was no frame; None where it refused nothing.
     """
 
     def __init__(self, format: Format, answer: Format, share: bool) -> None:
@@ -189,7 +190,7 @@ class Conversation:
             case Error():
                 self._refused(message)
             case Goodbye():
-                pass  # what is on its way is answered still, and the next server will say welcome
+                pass  # what is on its way is still answered
 
     def _welcomed(self, message: Welcome) -> None:
         before, self.welcome = self.welcome, message
@@ -239,17 +240,19 @@ class Conversation:
         pending = self._pending.pop(message.id, None)
         if pending is None:
             return
-        if message.slot is None:
-            picture = np.frombuffer(parts[1], np.uint8).copy() if len(parts) > 1 else np.empty(0, np.uint8)
-        elif pending.memory is not None:
-            picture = pending.memory.slot(message.slot)[: message.bytes].copy()
+        try:
+            outcome: Unmasked | RefusedError = _unmasked(_answered(message, pending, parts), message)
+        except (ValueError, IndexError):
+            outcome = RefusedError("its answer is not one of this protocol", "malformed")
         self._release(pending)
         if pending.is_wanted:
-            self._finished[message.id] = _unmasked(picture, message)
+            self._finished[message.id] = outcome
 
     def _refused(self, message: Error) -> None:
         if message.code == "hello":
             self.probe()  # a new server: its welcome sends everything again
+        elif message.code == "ending":
+            pass  # the next server gets it
         elif message.code == "shared" and message.id is None:
             self._wants_memory, self._is_sharing, self.why_not_shared = False, False, message.text
         elif message.id in self._pending:
@@ -280,6 +283,15 @@ def _picture(frame: npt.NDArray[Any] | bytes, format: Format) -> tuple[U8, int, 
         wanted = {"gray8": "(H, W)", "nv12": "(H * 3 / 2, W) with even H and W"}.get(format, "(H, W, 3)")
         raise UserError(f"a {format} frame is a uint8 array of shape {wanted}, not {array.dtype} of {array.shape}")
     return np.array(array, np.uint8, order="C").reshape(-1), width, height
+
+
+def _answered(message: Result, pending: _Pending, parts: Sequence[memoryview | bytes]) -> U8:
+    """The picture of an answer as (N,) uint8. Raises ValueError or IndexError where there is none."""
+    if message.slot is None:
+        return np.frombuffer(parts[1], np.uint8).copy()
+    if pending.memory is None:
+        raise ValueError("no shared memory")
+    return pending.memory.slot(message.slot)[: message.bytes].copy()
 
 
 def _unmasked(picture: U8, message: Result) -> Unmasked:
@@ -593,10 +605,13 @@ class AsyncClient(_Connection):
 
     async def _send(self) -> None:
         outgoing = self._conversation.outgoing
-        with suppress(zmq.Again):
-            while outgoing:
-                # Taken first: another task may come by while this one waits.
-                await self._socket.send_multipart(outgoing.popleft(), zmq.NOBLOCK)
+        while outgoing:
+            parts = outgoing.popleft()  # first of all: another task may come by while this one waits
+            try:
+                await self._socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                outgoing.appendleft(parts)
+                return
 
     def _open(self) -> None:
         self._socket = self._context.socket(zmq.DEALER)

@@ -101,7 +101,7 @@ class ServeOptions:
     settings: Settings = field(default_factory=Settings)
     limits: Limits = field(default_factory=Limits)
     max_clients: int = 32
-    workers: int = field(default_factory=lambda: max(2, min(8, len(os.sched_getaffinity(0)))))
+    workers: int = field(default_factory=lambda: max(2, min(8, os.cpu_count() or 2)))
     shared_memory: bool = True
     curve: Curve | None = None
 
