@@ -729,7 +729,9 @@ def test_opencv_example(server: Server, portrait: Portrait, tmp_path: Path) -> N
     example = ROOT / "examples" / "opencv_loop.py"
     subprocess.run([sys.executable, str(example), str(source), str(target), server.endpoint], check=True, timeout=120)
     read = cv2.VideoCapture(str(target))
-    frames = [np.asarray(frame, np.uint8) for frame in iter(lambda: read.read()[1], None)]
+    frames: list[U8] = []
+    while (frame := read.read()[1]) is not None:
+        frames.append(np.asarray(frame, np.uint8))
     assert len(frames) == 5
     inside = portrait.coverage > 0.5
     before = np.asarray(cv2.cvtColor(portrait.masked, cv2.COLOR_RGB2BGR)).astype(int)

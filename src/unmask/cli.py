@@ -189,7 +189,7 @@ def doctor() -> None:
             print(f"  {line}")
 
 
-app.command()(serve_cli.serve)
+app.command(help=serve_cli.SERVE_HELP)(serve_cli.serve)
 app.add_typer(serve_cli.keys, name="keys")
 app.add_typer(training_cli.data, name="data")
 app.add_typer(training_cli.train, name="train")

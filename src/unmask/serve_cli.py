@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
 keys = typer.Typer(help="Make keys for `unmask serve` on a network.", no_args_is_help=True)
 
 _SIZE_HINT = "3840x2160"
+
+
+# Not a docstring: Typer would break its lines both where they end here and where the terminal does.
+SERVE_HELP: Final = "\n\n".join(
+    (
+        "Take the masks off frames that other programs send, and send them back.",
+        "What is painted is a plausible face, never evidence of who someone is. Do not feed it to a program that "
+        "recognises or judges people.",
+        "Start it with `unmask serve`, and send frames from Python:",
+        "  from unmask.stream import Client",
+        "  with Client() as unmask: out = unmask(frame)",
+        "Other languages speak the protocol in docs/protocol.md; examples/ has a client in JavaScript.",
+        "CLIENTS. Each connection is a stream with faces of its own. Streams take turns, frame by frame; crops of several "
+        "streams go through the networks together. A client may have --credits frames on their way. One that has gone "
+        "is forgotten within seconds; one that does not read waits, and nobody else does.",
+        "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces (box, track, scores) come as data.",
+        "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only "
+        "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
+        "--insecure does without, and warns.",
+        "OPERATION. The log goes to stderr. SIGTERM or Ctrl-C answers the frames that are here and ends with 0; a second "
+        'one stops at once, with 130. /healthz says "ok", or 503 while ending.',
+    )
+)
 
 
 @keys.command("new")
@@ -79,32 +102,7 @@ def serve(
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
 ) -> None:
-    """Take the masks off frames that other programs send, and send them back.
-
-    What is painted is a plausible face, never evidence of who someone is. Do not feed it to a program that recognises
-    or judges people.
-
-    Start it with `unmask serve`, and send frames from Python:
-
-      from unmask.stream import Client
-
-      with Client() as unmask: out = unmask(frame)
-
-    Other languages speak the protocol in docs/protocol.md; examples/ has a client in JavaScript.
-
-    CLIENTS. Each connection is a stream with faces of its own. Streams take turns, frame by frame; crops of several
-    streams go through the networks together. A client may have --credits frames on their way. One that has gone is
-    forgotten within seconds; one that does not read waits, and nobody else does.
-
-    FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces (box, track, scores) come as data.
-
-    SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only you can.
-    Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. --insecure does
-    without, and warns.
-
-    OPERATION. The log goes to stderr. SIGTERM or Ctrl-C answers the frames that are here and ends with 0; a second one
-    stops at once, with 130. /healthz says "ok", or 503 while ending.
-    """
+    """Carry out `unmask serve`; `SERVE_HELP` is what users read."""
     from unmask.stream.face_stream import SharedEngines
     from unmask.stream.metrics import Metrics, MetricsPage
     from unmask.stream.pipeline import Settings
