@@ -33,8 +33,8 @@ SERVE_HELP: Final = "\n\n".join(
         "  with Client() as unmask: out = unmask(frame)",
         "Other languages speak the protocol in docs/protocol.md; examples/ has a client in JavaScript.",
         "CLIENTS. Each connection is a stream with faces of its own. Streams take turns, frame by frame; crops of "
-        "several streams go through the networks together. A client may have --credits frames on their way. One that has gone "
-        "is forgotten within seconds; one that does not read waits, and nobody else does.",
+        "several streams go through the networks together. A client may have --credits frames on their way. One that "
+        "has gone is forgotten within seconds; one that does not read waits, and nobody else does.",
         "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces (box, track, scores) come as data.",
         "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only "
         "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
