@@ -130,6 +130,17 @@ def write_picture(path: Path, rgb: U8, like: Picture, comment: str = "") -> tupl
     return left_out
 
 
+def with_comment(coded: bytes, shape: tuple[int, ...], comment: str) -> bytes:
+    """A coded picture with a comment in the EXIF field ImageDescription.
+
+    Args:
+        coded: a PNG, JPEG or WebP file without metadata.
+        shape: (H, W, C) of the picture in it.
+        comment: ASCII.
+    """
+    return _with_metadata(coded, shape, None, _exif(comment))
+
+
 def _holds_alpha(path: Path) -> bool:
     return path.suffix.lower() in {".png", ".webp"}
 

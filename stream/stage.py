@@ -3,13 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unmask.stream.frame import Frame, Layout
+
+if TYPE_CHECKING:
+    from unmask.models.engine import Engine, EngineChoice, NetworkName
 
 
 def _discard(line: str) -> None:
     del line
+
+
+def _load(network: "NetworkName", choice: "EngineChoice") -> "Engine":
+    from unmask.models.engine import load  # stages without a network are spared OpenVINO
+
+    return load(network, choice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +29,13 @@ class Context:
         layout: of every frame that will come.
         max_faces: how many faces a slot has room for.
         notice: takes one line for the user (which encoder was chosen and why, how many frames were lost).
+        load: gives a network; by default one of the stage's own, in `unmask serve` one that all streams share.
     """
 
     layout: Layout
     max_faces: int = 8
     notice: Callable[[str], None] = field(default=_discard)
+    load: "Callable[[NetworkName, EngineChoice], Engine]" = field(default=_load)
 
 
 class Stage(ABC):

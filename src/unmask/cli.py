@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from unmask import __version__, bench_cli, live_cli, training_cli
+from unmask import __version__, bench_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import choose_display, say
@@ -184,6 +184,8 @@ def doctor() -> None:
 
 
 app.command()(live_cli.live)
+app.command(help=serve_cli.SERVE_HELP)(serve_cli.serve)
+app.add_typer(serve_cli.keys, name="keys")
 app.command()(bench_cli.bench)
 app.add_typer(training_cli.data, name="data")
 app.add_typer(training_cli.train, name="train")

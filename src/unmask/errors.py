@@ -3,7 +3,9 @@
 UnmaskError            1   base class
 ├── UserError          2   what the user gave cannot be used; the message is one line that says what to do
 ├── StageError         1   a stage of the pipeline failed or died while running
-└── EngineError        1   a network could not be loaded, or does not match its reference
+├── EngineError        1   a network could not be loaded, or does not match its reference
+├── NoAnswerError      1   `unmask serve` did not answer a client in time
+└── RefusedError       1   `unmask serve` refused what a client sent
 """
 
 
@@ -37,3 +39,20 @@ class StageError(UnmaskError):
 
 class EngineError(UnmaskError):
     """A network could not be loaded or run."""
+
+
+class NoAnswerError(UnmaskError):
+    """A server did not answer in time. The message says what to look at."""
+
+
+class RefusedError(UnmaskError):
+    """A server refused a frame or a client.
+
+    Args:
+        text: what the server said, one line.
+        code: the same for programs; docs/protocol.md lists them.
+    """
+
+    def __init__(self, text: str, code: str) -> None:
+        super().__init__(f"the server refused: {text}")
+        self.code = code

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from unmask.models.engine import Engine, choose, load
+from unmask.models.engine import Engine, choose
 from unmask.stream.frame import Frame
 from unmask.stream.stage import Context, Stage
 
@@ -23,8 +23,7 @@ class Inpaint(Stage):
         self._device = device
 
     def open(self, context: Context) -> None:
-        del context
-        self._engine: Engine = load("inpainter", choose(self._device))
+        self._engine: Engine = context.load("inpainter", choose(self._device))
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         for face in frame.faces:

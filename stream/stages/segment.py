@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unmask.models.engine import Engine, choose, load
+from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.mask_region import mask_region
 from unmask.stream.canvas import Canvas
@@ -105,7 +105,7 @@ class Segment(Stage):
         choice = choose(self._device)
         for reason in choice.why_not_better:
             context.notice(reason)
-        self._engine: Engine = load("segmenter", choice)
+        self._engine: Engine = context.load("segmenter", choice)
         self._shape = MaskShape()
         self._memory: dict[int, _Memory] = {}
         self._certain: set[int] = set()
