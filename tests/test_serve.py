@@ -712,7 +712,8 @@ def test_help_loads_nothing_heavy_and_says_what_the_output_is_not() -> None:
         "import sys; import unmask.stream; from unmask.cli import main; code = main(['serve', '--help']);"
         "sys.exit(code or any(name in sys.modules for name in ('cv2', 'av', 'openvino', 'numpy', 'zmq')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
     assert "never evidence" in " ".join(done.stdout.split())
 
 
