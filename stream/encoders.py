@@ -12,9 +12,11 @@ ultrafast 19 and 29 ms, 46.0 dB, 0.23 MB (superfast 23 and 47 ms, 47.8 dB, 0.31 
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
+from pathlib import Path
 from typing import Final
 
 import av
@@ -222,6 +224,8 @@ def _trial(choice: Choice, settings: VideoSettings) -> str | None:
         context.open()
     except av.FFmpegError as error:
         return f"does not open at {settings.width}x{settings.height} px ({error.strerror})"
+    finally:
+        keep_ordinary_priority()
     return None
 
 
@@ -263,6 +267,20 @@ def _x265_params(settings: VideoSettings) -> Iterator[str]:
         yield f"master-display={places}L({high * 10000:.0f},{low * 10000:.0f})"
     if settings.content_light:
         yield "max-cll={},{}".format(*settings.content_light)
+
+
+def keep_ordinary_priority() -> None:
+    """Give every thread of this process an ordinary priority again.
+
+    Run by root, as in many containers, SVT-AV1 makes its own threads and the one that opens it real-time ones of the
+    highest priority, which on a small machine stops everything else.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        return
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # the thread has ended
+            if os.sched_getscheduler(int(thread.name)) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def _svtav1_params(settings: VideoSettings) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Encoding: what is in the file stays in the file, or a line says what was left out; failures leave nothing behind."""
 
+import os
 import pickle
 import resource
 from collections.abc import Iterator, Sequence
@@ -226,6 +227,14 @@ def test_depth_and_chroma_are_kept_where_the_codec_can(
     _, summary = transcode(info, tmp_path / "out.mp4", EncodeOptions(codec=codec), notices=notices)
     assert (summary["encoder"], probe(tmp_path / "out.mp4").pixel_format) == (encoder, stored)
     assert any(stored in line for line in notices) == (stored != form)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling classes to look at")
+def test_no_encoder_makes_this_process_a_real_time_one(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mkv").video(range(4), codec="ffv1", options={}).write())
+    transcode(info, tmp_path / "out.mp4", EncodeOptions(codec=Codec.AV1))
+    threads = [int(thread.name) for thread in Path("/proc/self/task").glob("*")]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 
 @pytest.mark.parametrize(("codec", "stored"), [(None, "yuv420p"), (Codec.H264, "yuv444p"), (Codec.HEVC, "yuv444p")])

@@ -22,7 +22,15 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from unmask.errors import StageError, UserError
-from unmask.stream.encoders import Choice, Codec, EncodeOptions, VideoSettings, choose_encoder, configure
+from unmask.stream.encoders import (
+    Choice,
+    Codec,
+    EncodeOptions,
+    VideoSettings,
+    choose_encoder,
+    configure,
+    keep_ordinary_priority,
+)
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import FULL_RANGE, Color, MediaInfo, goes_on_after, open_input
 from unmask.stream.remux import MOV_FORMATS, StreamCopy, output_tags, stream_tags
@@ -104,6 +112,8 @@ class Encode(Sink):
     def process(self, frame: Frame) -> Iterable[Frame]:
         with self._faults():
             self._write(self._stream.encode(self._picture(frame)))
+        if not self._frames:  # the encoder has opened
+            keep_ordinary_priority()
         self._frames += 1
         return (frame,)
 
