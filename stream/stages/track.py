@@ -45,7 +45,7 @@ _LOST_REACH: Final = 2.0
 _RETRY_EVERY: Final = 60
 """Frames before a place is tried again where a proposal turned out not to be a face."""
 
-_SAME_PROPOSAL: Final = 0.15
+_SAME_PROPOSAL: Final = 0.3
 _FITS_PER_FRAME: Final = 1
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
