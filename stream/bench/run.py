@@ -147,8 +147,8 @@ def _run(case: Case, clip: Path, folder: Path, device: str) -> Result:
     return Result(
         case=case,
         fps=round(case.frames / running, 2),
-        wall_seconds=round(wall, 3),
-        outside_seconds=round(wall - running, 3),
+        wall_seconds=round(wall, 6),
+        outside_seconds=round(wall - running, 6),
         memory_mb=round(usage.ru_maxrss * 1024 / 1e6, 1),
         cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
         masks_removed=done["masks_removed"],
