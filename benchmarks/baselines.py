@@ -29,14 +29,13 @@ from unmask.models.geometry import canonical_crop
 from unmask.models.mask_region import mask_region
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.bench.clip import write_clip
-from unmask.stream.bench.run import Case, measure
+from unmask.stream.bench.run import SIZES, Case, measure
 
 U8 = npt.NDArray[np.uint8]
 Find = Callable[[U8], U8]
 Paint = Callable[[U8, U8], U8]
 
 KINDS = ("eager", "onnx", "telea")
-SIZES = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080)}
 
 
 def eager() -> tuple[Find, Paint]:

@@ -347,7 +347,7 @@ class Server:
                 return
         if client is None or request.session != client.session:
             frame = request.id if isinstance(request, FrameRequest) else None
-            raise ProtocolError("hello", "the server does not know this session: say hello first", frame)
+            raise ProtocolError("hello", "the value of session is unknown here: say hello first", frame)
         if isinstance(request, Share):
             self._share(client, request)
         else:

@@ -22,7 +22,7 @@ from unmask import __version__
 from unmask.errors import UnmaskError
 from unmask.stream.bench.clip import write_clip
 
-_SIZES: Final = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080), 2160: (3840, 2160)}
+SIZES: Final = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080), 2160: (3840, 2160)}
 _FLOOR: Final = "import sys; from unmask.stream.bench.run import floor; floor(sys.argv[1], sys.argv[2], sys.argv[3])"
 
 
@@ -93,10 +93,10 @@ def full_cases() -> tuple[Case, ...]:
     """Every size with every number of faces, and each size's floor."""
     sweep = [
         Case(name=f"{faces} faces", lines=lines, faces=faces, frames=100)
-        for lines in _SIZES
+        for lines in SIZES
         for faces in (0, 1, 2, 4, 8)
     ]
-    floors = [Case(name="decode and encode alone", lines=lines, frames=100, floor=True) for lines in _SIZES]
+    floors = [Case(name="decode and encode alone", lines=lines, frames=100, floor=True) for lines in SIZES]
     return (*quick_cases(), *floors, *sweep)
 
 
@@ -115,7 +115,7 @@ def measure(cases: Sequence[Case], device: str, started: Callable[[Case], None])
         folder = Path(name)
         for case in cases:
             started(case)
-            width, height = _SIZES[case.lines]
+            width, height = SIZES[case.lines]
             clip = folder / f"{case.lines}-{case.faces}-{case.frames}.mp4"
             if not clip.exists():
                 write_clip(clip, width, height, case.faces, case.frames)

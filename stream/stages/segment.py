@@ -74,13 +74,7 @@ class MaskShape:
 
     def solid(self, probability: F32) -> U8:
         """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
-        region = mask_region(probability)
-        count, labels, figures, _ = cv2.connectedComponentsWithStats(region)
-        if count == 1:
-            return region
-        kept = np.where(figures[:, cv2.CC_STAT_AREA] >= _SPECK_AREA_PX, 255, 0).astype(np.uint8)
-        kept[0] = 0
-        return np.asarray(kept[labels], np.uint8)
+        return mask_region(probability, _SPECK_AREA_PX)
 
     def alpha(self, solid: U8) -> U8:
         """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge."""
