@@ -179,18 +179,18 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def flash_clip(path: Path, seconds: int = 3) -> Path:
-    """A clip with five white pictures and a beep of the same length in the middle of each second."""
+    """A clip in which each second begins with five white pictures and a beep of the same length."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
         for index in range(seconds * RATE):
-            level = 230 if 12 <= index % RATE < 17 else 20
+            level = 230 if index % RATE < 5 else 20
             picture = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH), level, np.uint8), format="gray")
             container.mux(video.encode(picture.reformat(format="yuv420p")))
         container.mux(video.encode())
         times = np.arange(seconds * SOUND_RATE) / SOUND_RATE
-        tone = np.where((times % 1 >= 0.48) & (times % 1 < 0.68), 0.5 * np.sin(6000 * times), 0).astype(np.float32)
+        tone = np.where(times % 1 < 0.2, 0.5 * np.sin(6000 * times), 0).astype(np.float32)
         samples = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
         samples.sample_rate, samples.pts, samples.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
         container.mux(audio.encode(samples))

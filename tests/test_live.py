@@ -138,6 +138,7 @@ def test_sound_stays_in_step_through_loops(here: Path, suffix: str) -> None:
     assert live(f"clip.mp4 --loop --duration 5 --record {out} --quiet") == 0
     flashes, beeps = flashes_and_beeps(Path(out))
     assert_in_step(flashes, beeps)
+    assert beeps[0] < 0.06
 
 
 def test_mask_is_taken_off(here: Path, portrait: Portrait) -> None:

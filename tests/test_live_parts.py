@@ -2,18 +2,24 @@
 
 import io
 import threading
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.container import InputContainer
+from live_sources import flash_clip
 
 from unmask.errors import UserError
 from unmask.stream.frame import Layout
 from unmask.stream.live import time_code
-from unmask.stream.live.feed import CameraFeed, FeedLost, UrlFeed, connect_first, without_password
+from unmask.stream.live import feed as feeds
+from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, UrlFeed, connect_first, without_password
 from unmask.stream.live.mailbox import Mailbox, WhenFull
+from unmask.stream.live.reader import Arrival, Reader
 from unmask.stream.live.sound_track import SoundTrack
 from unmask.stream.live.state import SOUND_RATE, LiveState, Sound
+from unmask.stream.media import open_input
 from unmask.stream.supervisor import Cancel
 
 # --- time codes -------------------------------------------------------------------------------------------------------
@@ -122,6 +128,37 @@ def test_rounded_times_leave_no_gaps() -> None:
 
 def test_sound_ends_with_the_picture() -> None:
     assert len(laid(SoundTrack(0.0), [piece(0.0, 1.0, 0.5), piece(1.0, 1.0, 0.5)], end=1.25)) == 1.25 * SOUND_RATE
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_pass_of_a_loop_sounds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """To the sample, and from its first one on, though a decoder with threads gives the first picture late."""
+
+    def with_threads(path: Path) -> InputContainer:
+        container = open_input(path)
+        container.streams.video[0].codec_context.thread_count = threads
+        return container
+
+    monkeypatch.setattr(feeds, "open_input", with_threads)
+    feed, state = FileFeed(flash_clip(tmp_path / "clip.mp4", seconds=1), loop=True), LiveState("clip", Cancel())
+    box: Mailbox[Arrival] = Mailbox(1000, WhenFull.DROP_OLDEST)
+    reader = Reader(feed, feed.connect(), box, state, sound=True, once=False)
+    reader.start()
+    begins: dict[int, float] = {}
+    while len(begins) < 4:
+        arrival = box.get(60)
+        assert arrival is not None
+        begins.setdefault(arrival.scene, arrival.seconds)
+    reader.stop()
+    reader.join(10)
+    heard = np.zeros(round(begins[4] * SOUND_RATE) + SOUND_RATE, np.float32)
+    for sound in state.take_sounds():
+        place = round(sound.seconds * SOUND_RATE)
+        assert not heard[place : place + sound.samples.shape[1]].any()
+        heard[place : place + sound.samples.shape[1]] = sound.samples[0]
+    first, *others = (heard[round(begins[scene] * SOUND_RATE) :][:SOUND_RATE] for scene in (1, 2, 3))
+    assert np.abs(first[:480]).max() > 0.3
+    assert all(np.abs(first - other).max() < 1e-6 for other in others)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -230,11 +230,13 @@ class MediaConnection(Connection):
         self._audio = next(iter(container.streams.audio), None)
         self._ears = _Ears()
         self._read = self._items()
+        self._early: list[Sound] = []
         self._first = self._first_picture()
         self.info = self._describe(self._first.image)
 
     def items(self) -> Iterator[Shot | Sound]:
         yield self._first
+        yield from self._early
         yield from self._read
 
     def close(self) -> None:
@@ -242,10 +244,12 @@ class MediaConnection(Connection):
         self._container.close()
 
     def _first_picture(self) -> Shot:
+        """Read up to the first picture. A decoder with several threads gives it late, so the first sound is kept."""
         try:
             for count, item in enumerate(self._read):
                 if isinstance(item, Shot):
                     return item
+                self._early.append(item)
                 if count > _PACKETS_WITHOUT_PICTURE:
                     break
         except FeedLost:

@@ -1,6 +1,7 @@
 """The thread that reads a feed, for as long as the run lasts and through every loss of the source."""
 
 import threading
+from collections import deque
 from typing import Final, NamedTuple
 
 from av.video.frame import VideoFrame
@@ -8,7 +9,7 @@ from av.video.frame import VideoFrame
 from unmask.errors import UserError
 from unmask.stream.live.feed import Connection, Feed, FeedLost, Shot
 from unmask.stream.live.mailbox import Mailbox
-from unmask.stream.live.state import LiveState, Sound
+from unmask.stream.live.state import MOST_SOUNDS, LiveState, Sound
 
 _JUMP_SECONDS: Final = 2.0
 """A step in the source's times that is none of its pictures': the sender has begun anew."""
@@ -66,6 +67,7 @@ class Reader(threading.Thread):
         self._last = -self._step
         self._behind = 0.0
         self._scene = 0
+        self._held: deque[Sound] = deque(maxlen=MOST_SOUNDS)
 
     def stop(self) -> None:
         """Read no more."""
@@ -88,19 +90,23 @@ class Reader(threading.Thread):
         """Read a connection to its end. Returns why it ended, empty where that was its proper end."""
         offset: float | None = None
         before = 0.0
+        self._held.clear()
         try:
             for item in connection.items():
                 if self._stop_now.is_set():
                     break
                 if isinstance(item, Sound):
-                    if self._sound and offset is not None:
-                        self._state.add_sound(Sound(item.seconds + offset, item.samples))
+                    if self._sound:
+                        self._held.append(item)
                     continue
                 time = self._time_of(item, offset, before)
                 if offset is None or self._jumped(time - before, paced=connection.paced):
                     offset = max(self._state.now(), self._last + self._step) - time
                     self._scene += 1
+                    near = [sound for sound in self._held if abs(sound.seconds - time) < _JUMP_SECONDS]
+                    self._held = deque(near, maxlen=MOST_SOUNDS)
                 before = time
+                self._pass_on_sound(time, offset)
                 self._pass_on(item, time + offset, paced=connection.paced)
         except FeedLost as lost:
             return str(lost)
@@ -117,6 +123,20 @@ class Reader(threading.Thread):
     @staticmethod
     def _jumped(step: float, *, paced: bool) -> bool:
         return step < -_JUMP_SECONDS or (step > _JUMP_SECONDS and not paced)
+
+    def _pass_on_sound(self, time: float, offset: float) -> None:
+        """Pass on the sound up to the end of the picture at `time`.
+
+        What is ahead of its picture waits for it here, on the connection's clock: the picture may turn out to begin a
+        new scene, with another offset, or never come, where a file has more sound than pictures and begins anew.
+        """
+        end = time + self._step
+        while self._held and self._held[0].seconds < end:
+            ready, ahead = self._held.popleft().cut(end)
+            self._state.add_sound(ready._replace(seconds=ready.seconds + offset))
+            if ahead.samples.shape[1]:
+                self._held.appendleft(ahead)
+                return
 
     def _pass_on(self, shot: Shot, seconds: float, *, paced: bool) -> None:
         captured = self._wait_until(seconds) if paced else self._state.at(shot.captured)
@@ -150,7 +170,6 @@ class Reader(threading.Thread):
                 self._state.notice(f"{self._feed.name}: {reason}; it ends here")
             return None
         if not reason:
-            reason = "it cannot be opened again"
             try:
                 return self._feed.connect()
             except (FeedLost, UserError) as error:

@@ -22,8 +22,8 @@ SOUND_RATE: Final = 48_000
 _RECENT_SECONDS: Final = 3.0
 """What the figures on screen are about."""
 
-_MOST_SOUNDS: Final = 1000
-"""About 20 s: more is only there while no picture comes, and belongs to none."""
+MOST_SOUNDS: Final = 1000
+"""Ten seconds and more: longer sound is only there while no picture comes, and belongs to none."""
 
 
 class Sound(NamedTuple):
@@ -36,6 +36,12 @@ class Sound(NamedTuple):
 
     seconds: float
     samples: npt.NDArray[np.float32]
+
+    def cut(self, seconds: float) -> "tuple[Sound, Sound]":
+        """The parts before and after a time; either may be empty."""
+        place = min(max(round((seconds - self.seconds) * SOUND_RATE), 0), self.samples.shape[1])
+        after = Sound(self.seconds + place / SOUND_RATE, self.samples[:, place:])
+        return Sound(self.seconds, self.samples[:, :place]), after
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class LiveState:
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._notices: deque[str] = deque()
-        self._sounds: deque[Sound] = deque(maxlen=_MOST_SOUNDS)
+        self._sounds: deque[Sound] = deque(maxlen=MOST_SOUNDS)
         self._captured: dict[int, float] = {}
         self._frames = 0
         self._first: float | None = None

@@ -135,7 +135,7 @@ class StreamWriter:
     def _write_sound(self, until: float, end: float = float("inf")) -> None:
         """Write the pieces that begin before `until`; the others wait for their picture."""
         ready = [sound for sound in self._waiting if sound.seconds < until]
-        self._waiting = self._waiting[len(ready) :]
+        self._waiting = [sound for sound in self._waiting if sound.seconds >= until]
         if self._audio is None or self._track is None:
             return
         for sound in ready:

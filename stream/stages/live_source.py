@@ -102,7 +102,9 @@ class LiveSource(Source):
             arrival = self._box.get(_LOOK_SECONDS)
             if arrival is not None and not self._state.paused:
                 return arrival
-            self._scene = 0 if self._state.paused else self._scene  # what follows a pause begins a scene
+            if self._state.paused:
+                self._scene = 0  # what follows a pause begins a scene
+                self._state.take_sounds()  # a recording is not to hear what it does not show
         for line in self._state.take_notices():
             self._notice(line)
         return None
