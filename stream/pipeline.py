@@ -27,10 +27,15 @@ class Settings:
     max_faces: int = 8
 
 
-def face_stages(settings: Settings) -> tuple[Stage, ...]:
-    """The stages that look at faces: all but the ends. Videos and pictures pass through the same ones."""
+def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
+    """The stages that look at faces: all but the ends. Videos and pictures pass through the same ones.
+
+    Args:
+        settings: about the faces.
+        live: no frame may take much longer than others, as the next one does not wait.
+    """
     return (
-        Track(max_faces=settings.max_faces),
+        Track(max_faces=settings.max_faces, spread=live),
         Segment(settings.device),
         Inpaint(settings.device),
         Smooth(),

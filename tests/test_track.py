@@ -16,7 +16,8 @@ from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
-from unmask.stream.stage import Context
+from unmask.stream.pipeline import Settings, face_stages
+from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.track import Track
 
 U8 = npt.NDArray[np.uint8]
@@ -24,6 +25,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 WIDTH, HEIGHT, FPS = 640, 480, 25
+LAYOUT = Layout(WIDTH, HEIGHT, "rgb24")
 MAX_FACES = 4
 GOLDEN = Path(__file__).parent / "golden" / "mediapipe_grace_hopper.json"
 EYES_PX = (229.0, 308.0)
@@ -49,13 +51,14 @@ def picture(rgb: U8, *places: F64, background: int = 90) -> U8:
 
 
 class Camera:
-    """Gives pictures to the stage as frames, and remembers what it found."""
+    """Gives pictures to the stage as frames, and remembers what it found, and how often a detector ran for it."""
 
-    def __init__(self, max_faces: int = MAX_FACES) -> None:
-        self.layout = Layout(WIDTH, HEIGHT, "rgb24")
-        self.stage = Track(max_faces=max_faces)
+    def __init__(self, stage: Stage | None = None, layout: Layout = LAYOUT) -> None:
+        self.layout = layout
+        self.stage = stage or Track(max_faces=MAX_FACES)
         self.stage.open(Context(self.layout, MAX_FACES))
         self.frames: list[Frame] = []
+        self.runs: list[int] = []
 
     def show(self, rgb: U8, discontinuity: bool = False) -> list[Face]:
         index = len(self.frames)
@@ -64,6 +67,7 @@ class Camera:
         frame.planes[0][...] = rgb
         assert list(self.stage.process(frame)) == [frame]
         self.frames.append(frame)
+        self.runs.append(self.stage.summary()["detector_runs"] - sum(self.runs))
         return frame.faces
 
 
@@ -142,7 +146,7 @@ def test_two_faces_keep_their_identities_and_the_larger_comes_first(portrait: Po
 
 
 def test_only_the_largest_faces_are_given(portrait: Portrait) -> None:
-    camera = Camera(max_faces=1)
+    camera = Camera(Track(max_faces=1))
     (face,) = camera.show(picture(portrait.bare, placed(170, 240, 0.5), placed(480, 240, 0.65)))
     assert face.landmarks_px[:, 0].mean() > 400
 
@@ -158,6 +162,33 @@ def test_a_cut_resets_everything(portrait: Portrait) -> None:
     assert face.track_id == 1
     assert camera.stage.summary()["scene_cuts"] == 1
     assert not any(frame.discontinuity for frame in camera.frames[:-1])
+
+
+def crowd(rgb: U8) -> U8:
+    """A 720p picture with three faces of different sizes, the smallest for the tiles alone."""
+    whole = np.full((720, 1280, 3), 90, np.uint8)
+    for x, y, scale in ((60, 40, 0.8), (660, 60, 0.55), (700, 300, 0.4)):
+        whole[y : y + 420, x : x + 500] = picture(rgb, placed(250, 230, scale))[:420, :500]
+    return whole
+
+
+@pytest.mark.parametrize("cut_at", [0, 25])
+def test_a_live_scene_costs_no_frame_much_and_ends_up_with_the_same_faces(portrait: Portrait, cut_at: int) -> None:
+    rgb, layout = crowd(portrait.masked), Layout(1280, 720, "rgb24")
+    whole, live = (Camera(face_stages(Settings(max_faces=MAX_FACES), live=live)[0], layout) for live in (False, True))
+    at_once = whole.show(rgb)
+    assert len(at_once) == 3
+    assert whole.runs[0] >= 10 + 3 * 4  # ten views, and closer looks at each face
+    for i in range(cut_at + 25):
+        live.show(rgb, discontinuity=0 < i == cut_at)
+    assert max(live.runs) <= 1 + 4 + 3  # a view, a closer look, and now and then a check of each known face
+    scene = [len(frame.faces) for frame in live.frames[cut_at:]]
+    assert scene[0] == 1
+    assert scene == sorted(scene)
+    assert scene[20 - 1] == 3  # each of the ten views twice at most
+    for found, expected in zip(live.frames[-1].faces, at_once, strict=True):
+        apart = np.linalg.norm(found.landmarks_px[:, :2] - expected.landmarks_px[:, :2], axis=1)
+        assert apart.mean() < 0.1 * (expected.box_px[2] - expected.box_px[0])
 
 
 def test_a_discontinuity_from_upstream_resets_everything(portrait: Portrait) -> None:

@@ -194,7 +194,7 @@ def run_live(
         )
         unclaimed.pop_all()  # from here on the connection is the source's: its thread may be reading
         result = run(
-            (source, *face_stages(settings.pipeline), Outputs(outputs, state)),
+            (source, *face_stages(settings.pipeline, live=True), Outputs(outputs, state)),
             layout,
             max_faces=settings.pipeline.max_faces,
             slots=_slots(),

@@ -16,7 +16,7 @@ from unmask.stream.stage import Context, Stage
 
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
-"""In the first frame of a scene, which may be the only one."""
+"""In the search at the beginning of a scene, which may be a single frame."""
 
 _KEEP_SCORE: Final = 0.4
 """A face that was certain needs less evidence than a new one: it may have turned, or have put on a mask."""
@@ -47,6 +47,11 @@ _RETRY_EVERY: Final = 60
 
 _SAME_PROPOSAL: Final = 0.3
 _FITS_PER_FRAME: Final = 1
+"""Closer looks at new proposals, each of six runs of a network."""
+
+_ROUNDS: Final = 2
+"""How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
+
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
@@ -56,18 +61,21 @@ class Track(Stage):
 
     The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
     strangely. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
-    in the first frame of a scene.
+    at the beginning of a scene.
 
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
         detect_every: frames between searches while all known faces are in sight.
+        spread: False searches everywhere in the first frame of a scene. True searches one view a frame, the whole
+            picture first, so that no frame takes much longer than others: small faces are found some frames later.
     """
 
     name: ClassVar[str] = "track"
 
-    def __init__(self, max_faces: int = 8, detect_every: int = 10) -> None:
+    def __init__(self, max_faces: int = 8, detect_every: int = 10, *, spread: bool = False) -> None:
         self._max_faces = max_faces
         self._detect_every = detect_every
+        self._spread = spread
 
     def open(self, context: Context) -> None:
         canvas = Canvas(context.layout)
@@ -107,7 +115,8 @@ class Track(Stage):
         self._tracks.clear()
         self._views = _in_turn(self._finder.overviews, self._finder.tiles)
         self._rejected: list[tuple[Box, int]] = []
-        self._views_due = [*self._finder.overviews, *self._finder.margins, *self._finder.tiles]
+        self._opening = [*self._finder.overviews, *self._finder.margins, *self._finder.tiles]
+        self._opening_frames = _ROUNDS * len(self._opening)
         self._search_in = 0
 
     def _follow(self, track: FaceTrack, frame: Frame, look: bool) -> None:
@@ -153,28 +162,41 @@ class Track(Stage):
 
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
-        if not self._views_due:
-            self._search_in -= 1
-            if self._search_in > 0:
-                return
-            anything_lost = any(track.misses for track in self._tracks)
-            self._views_due = [self._finder.overviews[0] if anything_lost else next(self._views)]
-        first = len(self._views_due) > 1
-        proposals = [d for view in self._views_due for d in self._finder.search(frame, view)]
-        self._views_due = []
+        if self._opening:
+            self._search_opening(frame)
+            return
+        self._search_in -= 1
+        if self._search_in > 0:
+            return
+        anything_lost = any(track.misses for track in self._tracks)
+        view = self._finder.overviews[0] if anything_lost else next(self._views)
+        self._search_views(frame, [view], _FITS_PER_FRAME, opening=False)
+
+    def _search_opening(self, frame: Frame) -> None:
+        """Search everywhere, at the beginning of a scene: at once, or view by view in this and the next frames."""
+        if not self._spread:
+            self._search_views(frame, self._opening, None, opening=True)
+            self._opening = []
+            return
+        view, *others = self._opening
+        more = self._search_views(frame, [view], _FITS_PER_FRAME, opening=True)
+        self._opening_frames -= 1
+        self._opening = [*others, *([view] if more else [])] if self._opening_frames else []
+
+    def _search_views(self, frame: Frame, views: list[View], most_fits: int | None, *, opening: bool) -> bool:
+        """Look for faces that are not known yet. True where there were more proposals than `most_fits`."""
+        proposals = [d for view in views for d in self._finder.search(frame, view)]
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
-        free = (d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px))
-        fits = [
-            (self._finder.fit(frame, proposal), proposal.box_px)
-            for proposal in (free if first else itertools.islice(free, _FITS_PER_FRAME))
-        ]
+        free = [d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
+        fits = [(self._finder.fit(frame, proposal), proposal.box_px) for proposal in free[:most_fits]]
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame.pts_seconds, trusted=first):
+            if not self._meet(sighting, frame.pts_seconds, trusted=opening):
                 self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
+        return len(free) > len(fits)
 
     def _meet(self, sighting: Sighting, seconds: float, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
