@@ -1,6 +1,8 @@
 """Figures of a server for Prometheus, and its health, over HTTP on the loopback address."""
 
+import sys
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from threading import Thread
 from types import TracebackType
 from typing import Any, Final, Self
@@ -43,7 +45,19 @@ class Metrics:
         self._stages.labels(stage).observe(seconds)
 
 
+class _Pages(ThreadingMixIn, WSGIServer):
+    """A thread for each request: one that is slow, or says nothing at all, does not hold up the others."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # that is whoever asked: too slow, or gone
+            super().handle_error(request, client_address)
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = 10  # seconds in which a request must come
+
     def log_message(self, format: str, *args: Any) -> None:
         del format, args
 
@@ -77,7 +91,7 @@ class MetricsPage:
             return [f"{body}\n".encode()]
 
         try:
-            self._server = make_server("127.0.0.1", port, app, WSGIServer, _Quiet)
+            self._server = make_server("127.0.0.1", port, app, _Pages, _Quiet)
         except OSError as error:
             raise UserError(f"--metrics {port}: {error.strerror}; choose another port") from error
         self.port = int(self._server.server_port)

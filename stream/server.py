@@ -66,6 +66,12 @@ _MOST_KEPT: Final = 256
 _LINGER_MS: Final = 2_000
 """How long answers may take to leave after the server has ended."""
 
+_LAST_SECONDS: Final = 5.0
+"""How long an ending server waits for clients that do not read, and a stopped one for frames in work."""
+
+_HANG_SECONDS: Final = 30.0
+"""A worker that has been at one frame for so long is taken to hang."""
+
 Log = Callable[..., None]
 """Takes the name of an event and its fields."""
 
@@ -200,8 +206,11 @@ class Server:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._done: deque[_Job] = deque()
         self._in_work = 0
+        self._begun: dict[int, float] = {}  # by worker: since when it is at its frame
         self._draining = False
         self._stopping = False
+        self._give_up: float | None = None
+        self._hangs = False
         self._is_closed = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -219,7 +228,7 @@ class Server:
     def run(self) -> None:
         """Serve until `drain` or `stop_now`. Returns when every worker has ended and every socket is closed."""
         workers = [
-            threading.Thread(target=self._work, name=f"unmask-worker-{n}", daemon=True)
+            threading.Thread(target=self._work, args=(n,), name=f"unmask-worker-{n}", daemon=True)
             for n in range(self._options.workers)
         ]
         for worker in workers:
@@ -229,8 +238,11 @@ class Server:
         finally:
             for _ in workers:
                 self._jobs.put(None)
+            deadline = time.monotonic() + _LAST_SECONDS
             for worker in workers:
-                worker.join()
+                worker.join(max(0.0, deadline - time.monotonic()))
+            if any(worker.is_alive() for worker in workers):
+                self._log("abandoned", reason="a worker does not end")
             for client in list(self._clients.values()):
                 self._forget(client, "the server ends")
             self.close()
@@ -258,8 +270,8 @@ class Server:
         self._wake()
 
     def trouble(self) -> str | None:
-        """Why no frames are taken; None where they are."""
-        return "ending" if self._draining or self._stopping else None
+        """Why frames are not taken, or not answered; None where all is well. From any thread."""
+        return "ending" if self._draining or self._stopping else self._hanging()
 
     # --- the socket ---------------------------------------------------------------------------------------------------
 
@@ -309,11 +321,33 @@ class Server:
             if time.monotonic() >= next_ping:
                 next_ping = time.monotonic() + _PING_SECONDS
                 self._tell_all(Ping())
+                self._tell_if_it_hangs()
             if self._draining and not said_goodbye:
                 said_goodbye = True
+                self._log("ending", frames=self._in_work)
                 self._tell_all(Goodbye())
-            if self._draining and not self._in_work and not any(client.outbox for client in self._clients.values()):
+            if self._draining and self._is_drained():
                 return
+
+    def _is_drained(self) -> bool:
+        """Whether all is answered; clients that do not read are waited for only so long."""
+        if self._in_work:
+            return False
+        if self._give_up is None:
+            self._give_up = time.monotonic() + _LAST_SECONDS
+        return time.monotonic() >= self._give_up or not any(client.outbox for client in self._clients.values())
+
+    def _hanging(self) -> str | None:
+        """What hangs; None where nothing does."""
+        now = time.monotonic()
+        seconds = now - min(list(self._begun.values()), default=now)
+        return None if seconds < _HANG_SECONDS else f"a frame has been worked on for {seconds:.0f} s"
+
+    def _tell_if_it_hangs(self) -> None:
+        reason = self._hanging()
+        if reason is not None and not self._hangs:
+            self._log("hanging", reason=reason)
+        self._hangs = reason is not None
 
     def _wake(self) -> None:
         if not self._is_closed:
@@ -516,8 +550,11 @@ class Server:
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         while (job := self._jobs.get()) is not None:
+            if self._stopping:
+                continue
+            self._begun[number] = time.monotonic()
             start = time.perf_counter()
             try:
                 answer = job.client.stream.process(job.request, job.data)
@@ -530,6 +567,7 @@ class Server:
             if job.refused is not None:
                 job.answer = [encode(Error(job.refused.code, job.refused.text, job.request.id))]
             job.data = memoryview(b"")
+            del self._begun[number]
             self._done.append(job)
             self._wake()
 

@@ -100,6 +100,7 @@ def run(
     processes: bool = False,
     on_progress: Callable[[int, float], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    on_idle: Callable[[], None] | None = None,
     cancel: Cancel | None = None,
 ) -> RunReport:
     """Carry every frame of the source through all stages, in order, each stage working at the same time.
@@ -117,6 +118,7 @@ def run(
         on_progress: called now and then, and at the end, with the number of frames that are done and the pts of the
             last one in seconds. Like `on_notice`, it is called in the caller's thread.
         on_notice: called with each line that a stage has for the user.
+        on_idle: called in the caller's thread every 0.1 s in which no stage has said anything.
         cancel: to end the run early.
 
     Raises:
@@ -129,7 +131,7 @@ def run(
     crew = crew_kind(stages, layout, max_faces, slots)
     with ExitStack() as stack:
         stack.callback(crew.close)
-        supervisor = _Supervisor(stages, slots, crew, stack, cancel or Cancel(), on_progress, on_notice)
+        supervisor = _Supervisor(stages, slots, crew, stack, cancel or Cancel(), on_progress, on_notice, on_idle)
         return supervisor.run()
 
 
@@ -149,6 +151,7 @@ class _Supervisor:
         cancel: Cancel,
         on_progress: Callable[[int, float], None] | None,
         on_notice: Callable[[str], None] | None,
+        on_idle: Callable[[], None] | None,
     ) -> None:
         self._names = [stage.name for stage in stages]
         self._slots = slots
@@ -156,6 +159,7 @@ class _Supervisor:
         self._cancel = cancel
         self._on_progress = on_progress
         self._on_notice = on_notice
+        self._on_idle = on_idle
         self._inbox = stack.enter_context(Inbox(crew.context, crew.assignments[0].supervisor))
         self._outboxes = [
             stack.enter_context(Outbox(crew.context, endpoint)) for endpoint in crew.assignments[0].inboxes
@@ -203,6 +207,8 @@ class _Supervisor:
             message = self._inbox.receive_within(_LOOK_ROUND_SECONDS)
             if message is None:
                 self._find_dead()
+                if self._on_idle:
+                    self._on_idle()
             else:
                 self._note(message)
                 self._react(message)

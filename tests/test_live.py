@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -36,9 +36,12 @@ from live_sources import (
 )
 
 from unmask import cli
+from unmask.stream.live import state
 from unmask.stream.live.feed import CameraFeed, UrlFeed
-from unmask.stream.live.session import LiveDone, LiveSettings, make_feed, run_live
+from unmask.stream.live.output import Output, Showing
+from unmask.stream.live.session import LiveDone, LiveSettings, OutputMaker, make_feed, run_live
 from unmask.stream.pipeline import Settings
+from unmask.stream.stage import Context
 from unmask.stream.supervisor import Cancel
 
 CPU = Settings("cpu")
@@ -73,9 +76,9 @@ def assert_in_step(flashes: list[float], beeps: list[float]) -> None:
 class Run(threading.Thread):
     """A live run in the background, with what it says."""
 
-    def __init__(self, settings: LiveSettings) -> None:
+    def __init__(self, settings: LiveSettings, makers: Sequence[OutputMaker] = ()) -> None:
         super().__init__(daemon=True)
-        self.settings = settings
+        self.settings, self.makers = settings, makers
         self.cancel = Cancel()
         self.lines: list[str] = []
         self.frames = 0
@@ -85,7 +88,8 @@ class Run(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.done = run_live(make_feed(self.settings), self.settings, [], self.cancel, self.lines.append, self._see)
+            feed = make_feed(self.settings)
+            self.done = run_live(feed, self.settings, self.makers, self.cancel, self.lines.append, self._see)
         except BaseException as error:
             self.error = error
 
@@ -378,6 +382,32 @@ def test_disk_full_is_one_line_and_leaves_nothing(here: Path) -> None:
     assert "no space left for out.mp4; free some" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(os.listdir(here)) == ["clip.mp4"]
+
+
+class Stuck(Output):
+    """An output that takes no picture until it is let go."""
+
+    name = "stuck camera"
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def open(self, context: Context) -> None:
+        pass
+
+    def show(self, showing: Showing) -> None:
+        self.let_go.wait(60)
+
+
+def test_output_that_hangs_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "STALL_SECONDS", 0.5)
+    output = Stuck()
+    run = Run(LiveSettings(source="clip.mp4", loop=True, pipeline=CPU), [lambda state, info: output])
+    run.wait_for(lambda: run.says("stuck: stuck camera has kept a picture"))
+    output.let_go.set()
+    run.wait_for(lambda: run.says("stuck camera goes on"))
+    run.end()
+    assert sum("stuck:" in line for line in run.lines) == 1
 
 
 # --- what the user gets wrong -----------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from live_sources import flash_clip
 
 from unmask.errors import UserError
 from unmask.stream.frame import Layout
-from unmask.stream.live import time_code
 from unmask.stream.live import feed as feeds
+from unmask.stream.live import time_code
 from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, UrlFeed, connect_first, without_password
 from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.reader import Arrival, Reader

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,8 +27,10 @@ from served import RawClient, ServerProgram, server_program
 from unmask import cli
 from unmask.errors import NoAnswerError, RefusedError, UserError
 from unmask.stream import AsyncClient, Client
+from unmask.stream import server as server_module
 from unmask.stream.client import Unmasked
 from unmask.stream.face_stream import FaceStream, SharedEngines
+from unmask.stream.metrics import Metrics, MetricsPage
 from unmask.stream.pipeline import Settings
 from unmask.stream.protocol import FrameRequest, Limits
 from unmask.stream.server import ServeOptions, Server, is_local, serving
@@ -586,6 +589,56 @@ def _get(url: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def test_slow_scraper_does_not_hold_up_the_next() -> None:
+    with MetricsPage(0, Metrics("none"), lambda: None) as page:
+        idle = [socket.create_connection(("127.0.0.1", page.port)) for _ in range(3)]
+        assert _get(f"http://127.0.0.1:{page.port}/healthz") == (200, "ok\n")
+        for connection in idle:
+            connection.close()
+
+
+def test_client_that_never_reads_does_not_keep_the_server_from_ending() -> None:
+    picture = cv2.imencode(".jpg", np.zeros((1080, 1920, 3), np.uint8))[1].tobytes()
+    with server_program() as program, RawClient(program.address) as raw:
+        raw.hello()
+        for id in range(1, 31):
+            raw.send(
+                {"type": "frame", "id": id, "session": raw.session, "format": "jpeg", "answer": "rgb24"}
+                | {"bytes": len(picture), "seconds": id / 25},
+                picture,
+            )
+            time.sleep(0.1)
+        assert program.end() == 0
+        program.wait_for("forgotten", reason="the server ends")
+
+
+def test_worker_that_hangs_is_said_and_does_not_keep_the_server_from_stopping(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, events = threading.Event(), []
+    monkeypatch.setattr(server_module, "_HANG_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "_PING_SECONDS", 0.1)
+    monkeypatch.setattr(server_module, "_LAST_SECONDS", 0.3)
+    options = ServeOptions(bind="tcp://127.0.0.1:0", settings=SETTINGS)
+    with serving(options, lambda event, **fields: events.append(event)) as server, RawClient(server.endpoint) as raw:
+        monkeypatch.setattr(FaceStream, "process", lambda *_: let_go.wait(60))
+        assert server.trouble() is None
+        raw.hello()
+        raw.frame(1)
+        _wait_until(lambda: "hanging" in events)
+        assert "has been worked on" in str(server.trouble())
+        server.stop_now()
+        _wait_until(lambda: "abandoned" in events)
+        let_go.set()
+
+
+def _wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_metrics_health_and_a_graceful_end(portrait: Portrait) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from unmask import __version__, bench_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
-from unmask.interrupts import STOPPED, interruptible
+from unmask.interrupts import FINISHING, STOPPED, interruptible
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     PICTURE_SUFFIXES,
@@ -135,10 +135,10 @@ def video(
         finally:
             display.finished()
 
-    with interruptible(cancel) as interrupted:
-        results = _do_all(jobs, work, report, quiet=quiet, stop=interrupted.is_set)
+    with interruptible(cancel, FINISHING) as interrupted:
+        results = _do_all(jobs, work, report, quiet=quiet, stop=lambda: bool(interrupted))
     cut_short = len(results) < len(jobs) or any(isinstance(r, Failed) or r.cancelled for r in results)
-    raise typer.Exit(STOPPED if interrupted.is_set() and cut_short else _exit_code(results))
+    raise typer.Exit(STOPPED if interrupted and cut_short else _exit_code(results))
 
 
 @app.command()

@@ -1,40 +1,54 @@
-"""What Ctrl-C and SIGTERM mean while a pipeline runs."""
+"""What Ctrl-C and SIGTERM mean while a pipeline or a server runs."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from unmask.progress import say
-
-if TYPE_CHECKING:
-    from unmask.stream.supervisor import Cancel
 
 STOPPED: Final = 130
 """Exit code after Ctrl-C, as shells give it: 128 + SIGINT."""
 
+FINISHING: Final = "stopping: finishing the frames under way; once more to stop now and keep nothing"
+
+
+class Interruptible(Protocol):
+    """What can be ended from a signal handler: `unmask.stream.supervisor.Cancel`, `unmask.stream.server.Server`."""
+
+    def drain(self) -> None:
+        """Take nothing more, finish what is under way."""
+
+    def stop_now(self) -> None:
+        """Give up what is under way."""
+
 
 @contextmanager
-def interruptible(cancel: "Cancel") -> Iterator[Event]:
-    """Ctrl-C and SIGTERM drain the run the first time, stop it the second time, and end the program the third time.
+def interruptible(work: Interruptible, line: str | None = None) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM drain the work the first time, stop it the second time, and end the program the third time.
 
-    Yields an event that is set from the first time on.
+    Args:
+        work: what is running.
+        line: said to the user the first time; None where the work itself says so.
+
+    Yields:
+        The signals that have come so far.
     """
-    interrupted = Event()
+    came: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            say("stopping: finishing the frames under way; once more to stop now and keep nothing")
-            cancel.drain()
+        came.append(number)
+        if len(came) == 1:
+            if line is not None:
+                say(line)
+            work.drain()
         else:
             signal.signal(number, signal.SIG_DFL)
-            cancel.stop_now()
+            work.stop_now()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from unmask.errors import UnmaskError, UserError
-from unmask.interrupts import STOPPED, interruptible
+from unmask.interrupts import FINISHING, STOPPED, interruptible
 from unmask.progress import say
 
 if TYPE_CHECKING:
@@ -228,11 +228,11 @@ def live(
         raise UserError("name an output, such as --window, --http 8080 or --record FILE; or --latency to measure only")
     cancel = Cancel()
     display = _Display(quiet=quiet)
-    with interruptible(cancel) as interrupted:
+    with interruptible(cancel, FINISHING) as interrupted:
         try:
             done = run_live(feed, settings, makers, cancel, display.notice, display.figures)
         except UnmaskError as error:
-            if not interrupted.is_set():
+            if not interrupted:
                 raise
             display.clear()
             say(f"unmask: {error}")
@@ -310,6 +310,7 @@ class _Display:
         self._terminal = sys.stderr.isatty()
         self._next = time.monotonic() + (0.0 if self._terminal else _LINE_EVERY_SECONDS)
         self._shown = False
+        self._frames = 0
 
     def notice(self, line: str) -> None:
         if not self._quiet:
@@ -325,8 +326,9 @@ class _Display:
             # The cursor goes back, so that whatever is said next takes the place of the figures.
             print(f"\x1b[K{line}\r", end="", file=sys.stderr, flush=True)
             self._shown = True
-        else:
+        elif figures.frames > self._frames:  # a log is not to fill up while the source is away
             say(line)
+        self._frames = figures.frames
 
     def clear(self) -> None:
         """Take the figures off the terminal."""

@@ -1,10 +1,8 @@
 """The commands `serve` and `keys`. Imported by `unmask.cli`, and just as lazily."""
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from unmask.errors import UserError
+from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import say
 
 if TYPE_CHECKING:
-    from unmask.stream.server import Curve, Server
+    from unmask.stream.server import Curve
 
 keys = typer.Typer(help="Make keys for `unmask serve` on a network.", no_args_is_help=True)
 
@@ -130,11 +129,11 @@ def serve(
         if metrics is not None:
             page = stack.enter_context(MetricsPage(metrics, counted, server.trouble))
             log("metrics", address=f"http://127.0.0.1:{page.port}/metrics")
-        interrupted = stack.enter_context(_interruptible(server, log))
+        interrupted = stack.enter_context(interruptible(server))
         log("ready", address=server.endpoint, engine=engines.description, keys=curve is not None)
         server.run()
     log("ended")
-    raise typer.Exit(130 if len(interrupted) > 1 else 0)
+    raise typer.Exit(STOPPED if len(interrupted) > 1 else 0)
 
 
 class _Log:
@@ -181,25 +180,3 @@ def _curve(bind: str, key: Path | None, allow: list[str], insecure: bool, log: _
     if not local:
         log("warning", text=f"--insecure: whoever reaches {bind} can send frames, unencrypted and unchecked")
     return None
-
-
-@contextmanager
-def _interruptible(server: "Server", log: _Log) -> Iterator[list[int]]:
-    """The first SIGTERM or Ctrl-C drains the server, the second stops it. Yields the signals that came."""
-    came: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        came.append(number)
-        if len(came) == 1:
-            # Not through the log: the signal may have come while its lock was held.
-            server.drain()
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            server.stop_now()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

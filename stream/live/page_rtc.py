@@ -59,19 +59,35 @@ class PageCalls:
 
         Returns:
             The same of ours.
+
+        Raises:
+            ValueError: it offers no video.
+            Exception: whatever aiortc raises where it is no session description.
         """
         peer = RTCPeerConnection()
         self._peers.add(peer)
-        result = _Result()
+        try:
+            return await self._connect(peer, offer)
+        except BaseException:
+            self._peers.discard(peer)
+            await peer.close()
+            raise
+
+    async def _connect(self, peer: RTCPeerConnection, offer: dict[str, str]) -> dict[str, str]:
+        result, taken = _Result(), False
         peer.addTrack(result)
 
         @peer.on("track")
         def on_track(track: MediaStreamTrack) -> None:
-            if track.kind == "video":
+            nonlocal taken
+            if track.kind == "video" and not taken:
+                taken = True
                 self._result = result
                 self._keep(self._take(track, peer, result))
 
         await peer.setRemoteDescription(RTCSessionDescription(sdp=offer["sdp"], type=offer["type"]))
+        if not taken:
+            raise ValueError("it offers no video")
         await peer.setLocalDescription(await peer.createAnswer())
         return {"sdp": peer.localDescription.sdp, "type": peer.localDescription.type}
 

@@ -186,6 +186,7 @@ class _Line:
                 raise ConnectionError(None, self._pipe.recv())
             self._pipe.send(load)
         except EOFError as error:
+            self.kill()
             raise ConnectionError(None, "the sending process ended") from error
         except OSError:
             self.kill()

@@ -16,7 +16,7 @@ from unmask.stream.live.feed import CameraFeed, Feed, FeedInfo, FileFeed, UrlFee
 from unmask.stream.live.output import Output
 from unmask.stream.live.page_camera import PageFeed
 from unmask.stream.live.record import Record, check_record_name
-from unmask.stream.live.state import Figures, LiveState
+from unmask.stream.live.state import STALL_SECONDS, Figures, LiveState
 from unmask.stream.naming import Draft, whole_file
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.stages.live_source import LiveSource
@@ -168,6 +168,10 @@ def run_live(
         notices.append(line)
         on_notice(line)
 
+    def look() -> None:
+        watch()
+        on_figures(state.figures())
+
     check_recording(settings)
     with ExitStack() as stack:
         draft = _draft(settings, stack)
@@ -176,6 +180,7 @@ def run_live(
         unclaimed.callback(first.close)
         info = first.info
         state = LiveState(feed.name, cancel, coded=settings.latency)
+        watch = _Watch(state, notice)
         outputs = [maker(state, info) for maker in makers]
         if draft is not None and settings.record is not None:
             gpu = settings.pipeline.device.startswith("cuda")
@@ -198,7 +203,8 @@ def run_live(
             layout,
             max_faces=settings.pipeline.max_faces,
             slots=_slots(),
-            on_progress=lambda *_: on_figures(state.figures()),
+            on_progress=lambda *_: look(),
+            on_idle=look,
             on_notice=notice,
             cancel=cancel,
         )
@@ -207,6 +213,27 @@ def run_live(
         if draft is not None and settings.record is not None:
             draft.keep_as(settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
+
+
+class _Watch:
+    """Says so where a picture goes in and does not come out, and once it does.
+
+    Args:
+        state: of the run.
+        notice: takes a line for the user.
+    """
+
+    def __init__(self, state: LiveState, notice: Callable[[str], None]) -> None:
+        self._state, self._notice = state, notice
+        self._stuck: str | None = None
+
+    def __call__(self) -> None:
+        before, self._stuck = self._stuck, self._state.stuck()
+        if self._stuck is not None and before is None:
+            end = "Ctrl-C twice ends the run"
+            self._notice(f"stuck: {self._stuck} has kept a picture for {STALL_SECONDS:g} s, and all others wait; {end}")
+        if self._stuck is None and before is not None:
+            self._notice(f"{before} goes on")
 
 
 def _slots() -> int:

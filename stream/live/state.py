@@ -26,6 +26,10 @@ MOST_SOUNDS: Final = 1000
 """Ten seconds and more: longer sound is only there while no picture comes, and belongs to none."""
 
 
+STALL_SECONDS: Final = 10.0
+"""A picture that has been under way for so long is taken to be stuck."""
+
+
 class Sound(NamedTuple):
     """A piece of sound.
 
@@ -98,6 +102,7 @@ class LiveState:
         taken, dropped, lost: pictures that the pipeline took, those passed over, and how often the source went away.
         behind_seconds: how much longer a paced source has taken than its own pace.
         unreadable: frames in which no time code could be read at the output.
+        serving: the output that is being given a frame; None between frames.
     """
 
     def __init__(self, source: str, cancel: Cancel, *, coded: bool = False) -> None:
@@ -107,6 +112,7 @@ class LiveState:
         self.connected = False
         self.taken = self.dropped = self.lost = 0
         self.unreadable = 0
+        self.serving: str | None = None
         self.behind_seconds = 0.0
         self._cancel = cancel
         self._started = time.monotonic()
@@ -205,13 +211,19 @@ class LiveState:
                 return
             since = coded if self.coded and coded is not None else captured
             self._latency.add(now - since)
-            if now - self._first >= 60 * (len(self._minutes) + 1):
+            while now - self._first >= 60 * (len(self._minutes) + 1):  # several after a long time without a picture
                 self._minutes.append(self._minute.timing())
                 self._minute = Durations()
             self._minute.add(now - since)
             self._shown.append((now, now - since))
             while self._shown[0][0] < now - _RECENT_SECONDS:
                 self._shown.popleft()
+
+    def stuck(self) -> str | None:
+        """What has kept a picture for more than `STALL_SECONDS`; None where none has been under way for so long."""
+        with self._lock:
+            oldest = min(self._captured.values(), default=self.now())
+        return (self.serving or "a stage before the outputs") if self.now() - oldest > STALL_SECONDS else None
 
     def figures(self) -> Figures:
         now = self.now()

@@ -107,7 +107,8 @@ class WebPage(Output):
         if not hasattr(self, "_thread"):
             return
         if hasattr(self, "_runner"):
-            self._ask(self._end())
+            with suppress(TimeoutError):  # a browser that does not answer is no reason to lose a recording
+                self._ask(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_START_SECONDS)
 

@@ -92,6 +92,15 @@ class Window(Output):
             return
         pygame.display.set_caption(f"unmask live: {self._state.source} - the face under the mask is invented")
         self._opened.set()
+        try:
+            self._go_on()
+        except pygame.error as error:
+            self._state.notice(f"window: {error}; ending")
+            self._state.end()
+        pygame.quit()
+
+    def _go_on(self) -> None:
+        """Draw and hear until the box is closed."""
         drawn_at = 0.0
         while not self._box.ended:
             pair = self._box.get(_POLL_SECONDS)
@@ -103,7 +112,6 @@ class Window(Output):
             if pair or events or time.monotonic() - drawn_at > _REDRAW_SECONDS:
                 self._draw()
                 drawn_at = time.monotonic()
-        pygame.quit()
 
     def _size(self) -> tuple[int, int]:
         """The size of the picture, or as much of it as the screen has room for."""

@@ -40,7 +40,9 @@ class Outputs(Sink):
         code = time_code.read(np.asarray(frame.planes[0], np.uint8)) if self._state.coded else None
         showing = Showing(frame, self._state.take_sounds())
         for output in self._outputs:
+            self._state.serving = output.name
             output.show(showing)
+        self._state.serving = None
         masks = sum(face.masked for face in frame.faces)
         self._state.shown(frame.index, code, len(frame.faces), masks)
         return (frame,)
