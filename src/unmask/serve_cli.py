@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 keys = typer.Typer(help="Make keys for `unmask serve` on a network.", no_args_is_help=True)
 
-_SIZE_HINT = "3840x2160"
+_SIZE_HINT: Final = "3840x2160"
+_LIMITS: Final = "Limits"
+_ACCESS: Final = "Who may connect"
+_OPERATION: Final = "Operation"
 
 
 # Not a docstring: Typer would break its lines both where they end here and where the terminal does.
@@ -39,7 +42,8 @@ SERVE_HELP: Final = "\n\n".join(
         "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
         "--insecure does without, and warns.",
         "OPERATION. The log goes to stderr. SIGTERM or Ctrl-C answers the frames that are here and ends with 0; a "
-        'second one stops at once, with 130. /healthz says "ok", or 503 while ending.',
+        'second one stops at once, with 130. A client that does not read is waited for five seconds. /healthz says '
+        '"ok", or 503 and why: the server is ending, or a frame hangs.',
     )
 )
 
@@ -69,37 +73,76 @@ def keys_new(
 
 def serve(
     bind: Annotated[
-        str, typer.Option(metavar="tcp://ADDRESS:PORT|ipc://PATH", help="Where to listen.")
+        str, typer.Option(metavar="ENDPOINT", help="Where to listen: tcp://ADDRESS:PORT or ipc://PATH.")
     ] = "tcp://127.0.0.1:5555",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
     max_faces: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.", rich_help_panel=_LIMITS
+        ),
     ] = 8,
-    max_clients: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.")] = 32,
-    max_size: Annotated[str, typer.Option(metavar="WxH", help="Largest picture, as a number of pixels.")] = _SIZE_HINT,
+    max_clients: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.", rich_help_panel=_LIMITS)
+    ] = 32,
+    max_size: Annotated[
+        str,
+        typer.Option(metavar="WxH", help="Largest picture; any shape with as many pixels.", rich_help_panel=_LIMITS),
+    ] = _SIZE_HINT,
     credits: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="Frames per client that may be on their way.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=64, help="Frames per client that may be on their way.", rich_help_panel=_LIMITS
+        ),
     ] = 4,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=64, help="Frames worked on at once. Default: by CPU cores."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Frames worked on at once. Default: as many as CPU cores, 2 to 8.",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     shared_memory: Annotated[
         bool,
-        typer.Option("--shared-memory/--no-shared-memory", help="Let clients of this user on this host use it."),
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Let clients of this user on this host hand frames over in memory.",
+            rich_help_panel=_ACCESS,
+        ),
     ] = True,
-    key: Annotated[Path | None, typer.Option(metavar="NAME.key", help="The server's own keys.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="NAME.key", help="The server's own keys.", rich_help_panel=_ACCESS)
+    ] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="A client's public key or its NAME.pub; repeat it.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="A client's public key or its NAME.pub. Can be given again.", rich_help_panel=_ACCESS
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on a network without keys: anybody there can send and read.")
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Listen on a network without keys: anybody there can send and read.",
+            rich_help_panel=_ACCESS,
+        ),
     ] = False,
     metrics: Annotated[
         int | None,
-        typer.Option(metavar="PORT", min=0, max=65535, help="Answer /metrics and /healthz on 127.0.0.1:PORT."),
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Answer /metrics (Prometheus) and /healthz on 127.0.0.1:PORT.",
+            rich_help_panel=_OPERATION,
+        ),
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object per line.", rich_help_panel=_OPERATION)
+    ] = False,
 ) -> None:
     """Carry out `unmask serve`; `SERVE_HELP` is what users read."""
     from unmask.stream.face_stream import SharedEngines
