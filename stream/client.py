@@ -11,6 +11,7 @@ What is painted is a plausible face, never evidence of who someone is.
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
@@ -89,6 +90,7 @@ class Conversation:
         format: of the pictures that are sent.
         answer: of those that come back.
         share: whether to ask for shared memory.
+        ids: of the frames, never used twice by a client: whoever waits for one must not be given another.
 
     Attributes:
         outgoing: messages to send, oldest first.
@@ -97,11 +99,11 @@ class Conversation:
         refusal: what the server refused that was no frame; None where it refused nothing.
     """
 
-    def __init__(self, format: Format, answer: Format, share: bool) -> None:
+    def __init__(self, format: Format, answer: Format, share: bool, ids: Iterator[int]) -> None:
         self._format: Format = format
         self._answer: Format = answer
         self._wants_memory = share
-        self._ids = 0
+        self._ids = ids
         self._pending: dict[int, _Pending] = {}
         self._finished: dict[int, Unmasked | RefusedError] = {}
         self._memory: OpenedMemory | None = None
@@ -141,9 +143,8 @@ class Conversation:
             UserError: it is no picture of the client's format.
         """
         picture, width, height = _picture(frame, self._format)
-        self._ids += 1
         request = FrameRequest(
-            id=self._ids,
+            id=next(self._ids),
             session="",
             format=self._format,
             bytes=picture.size,
@@ -160,6 +161,10 @@ class Conversation:
 
     def is_finished(self, id: int) -> bool:
         return id in self._finished
+
+    def is_pending(self, id: int) -> bool:
+        """Whether a frame is on its way. One of an earlier conversation never is."""
+        return id in self._pending
 
     def take(self, id: int) -> Unmasked:
         """The answer to a frame that is finished. Raises RefusedError where the server refused it."""
@@ -343,6 +348,7 @@ class _Connection:
         self._wants_memory = shared_memory
         self._keys = None if key is None else read_pair(Path(key))
         self._server_key = None if server_key is None else read_public(str(server_key))
+        self._ids = itertools.count(1)
         self._conversation = self._new_conversation()
         self._began = time.monotonic()
         self._begins = True
@@ -358,7 +364,7 @@ class _Connection:
         return self._conversation.why_not_shared
 
     def _new_conversation(self) -> Conversation:
-        return Conversation(self._format, self._answer, self._wants_memory)
+        return Conversation(self._format, self._answer, self._wants_memory, self._ids)
 
     def _connect(self, socket: "zmq.Socket[Any]") -> None:
         socket.setsockopt(zmq.LINGER, 200)  # ms for the goodbye
@@ -466,7 +472,9 @@ class Client(_Connection):
         return self._conversation.submit(frame, seconds, reset)
 
     def _collect(self, id: int) -> Unmasked:
-        self._await(lambda: self._conversation.is_finished(id))
+        self._await(lambda: not self._conversation.is_pending(id))
+        if not self._conversation.is_finished(id):  # a single frame between those of a stream has timed out
+            raise self._no_answer()
         return self._conversation.take(id)
 
     def _await(self, is_so: Any) -> None:
@@ -573,15 +581,18 @@ class AsyncClient(_Connection):
         return id
 
     async def _collect(self, id: int) -> Unmasked:
-        await self._await(lambda: self._conversation.is_finished(id))
+        await self._await(lambda: not self._conversation.is_pending(id))
+        if not self._conversation.is_finished(id):  # another task has given up the connection that it was on
+            raise self._no_answer()
         return self._conversation.take(id)
 
     async def _await(self, is_so: Any) -> None:
-        deadline = time.monotonic() + self._timeout
+        deadline, conversation = time.monotonic() + self._timeout, self._conversation
         while not is_so():
             left = deadline - time.monotonic()
             if left <= 0:
-                await self._reconnect()
+                if self._conversation is conversation:
+                    await self._reconnect()
                 raise self._no_answer()
             await self._send()
             try:
@@ -618,9 +629,9 @@ class AsyncClient(_Connection):
         self._connect(self._socket)
 
     async def _reconnect(self) -> None:
+        self._conversation, self._begins = self._new_conversation(), True  # first, so that no other task does so too
         await self._end_reading()
         self._socket.close(0)
-        self._conversation, self._begins = self._new_conversation(), True
         self._open()
         self._reader = asyncio.create_task(self._read())
 

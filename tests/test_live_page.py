@@ -1,5 +1,6 @@
 """The page of `unmask live --http`, in a real browser without a screen."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -23,8 +24,11 @@ from live_sources import flash_clip
 from unmask import cli
 
 pytest.importorskip("aiohttp", reason="the page needs aiohttp: pip install 'unmask[live]'")
-pytest.importorskip("aiortc", reason="the page needs aiortc: pip install 'unmask[live]'")
+aiortc = pytest.importorskip("aiortc", reason="the page needs aiortc: pip install 'unmask[live]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+from unmask.stream.live import page_rtc  # noqa: E402
+from unmask.stream.live.page_camera import PageFeed  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -201,6 +205,33 @@ def test_other_machines_are_served_over_tls_only(tmp_path: Path, start: Callable
         assert answer.status == 200
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(url.replace("https", "http"), timeout=10)
+
+
+def test_refused_call_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers: list[Any] = []
+
+    class Peer(aiortc.RTCPeerConnection):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            peers.append(self)
+
+    async def call(kind: str) -> None:
+        caller = aiortc.RTCPeerConnection()
+        caller.addTransceiver(kind)
+        await caller.setLocalDescription(await caller.createOffer())
+        offer = {"sdp": caller.localDescription.sdp, "type": caller.localDescription.type}
+        calls = page_rtc.PageCalls(PageFeed((640, 480)))
+        try:
+            await calls.answer(offer if kind == "audio" else offer | {"type": "x"})
+        finally:
+            await caller.close()
+
+    monkeypatch.setattr(page_rtc, "RTCPeerConnection", Peer)
+    with pytest.raises(ValueError, match="no video"):
+        asyncio.run(call("audio"))
+    with pytest.raises(ValueError, match="type"):
+        asyncio.run(call("video"))
+    assert [peer.connectionState for peer in peers] == ["closed", "closed"]
 
 
 def test_nonsense_for_a_call_is_refused(start: Callable[..., Program]) -> None:

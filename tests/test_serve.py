@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zmq
 from faces import Portrait
 from served import RawClient, ServerProgram, server_program
 
@@ -32,7 +34,7 @@ from unmask.stream.client import Unmasked
 from unmask.stream.face_stream import FaceStream, SharedEngines
 from unmask.stream.metrics import Metrics, MetricsPage
 from unmask.stream.pipeline import Settings
-from unmask.stream.protocol import FrameRequest, Limits
+from unmask.stream.protocol import FrameRequest, Limits, Welcome, encode
 from unmask.stream.server import ServeOptions, Server, is_local, serving
 from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
@@ -554,6 +556,33 @@ def test_client_goes_on_after_a_time_out(portrait: Portrait) -> None:
             assert len(unmask(portrait.masked).faces) == 1
     finally:
         program.end(signal.SIGKILL)
+
+
+def test_time_out_of_one_task_gives_no_other_task_a_wrong_answer() -> None:
+    """A server that greets and never answers: frames are never numbered twice, and each task is told."""
+    ids: list[int] = []
+
+    async def send(address: str) -> None:
+        frame = np.zeros((8, 8, 3), np.uint8)
+        async with AsyncClient(address, timeout_seconds=1.0, shared_memory=False) as unmask:
+            for _ in range(2):
+                outcomes = await asyncio.gather(*(unmask(frame) for _ in range(3)), return_exceptions=True)
+                assert [type(outcome) for outcome in outcomes] == [NoAnswerError] * 3
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        client = threading.Thread(target=asyncio.run, args=(send(f"tcp://127.0.0.1:{port}"),))
+        client.start()
+        while client.is_alive():
+            if router.poll(100):
+                peer, header, *_ = router.recv_multipart()
+                message = msgspec.msgpack.decode(header)
+                if message["type"] == "hello":
+                    router.send_multipart([peer, encode(Welcome(1, "deaf", peer.hex(), 4, 10**6, 10**6, False))])
+                if message["type"] == "frame":
+                    ids.append(message["id"])
+        client.join()
+    assert len(ids) == len(set(ids)) == 6
 
 
 def test_failing_stage_is_an_error_of_one_frame(

@@ -42,7 +42,7 @@ SERVE_HELP: Final = "\n\n".join(
         "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
         "--insecure does without, and warns.",
         "OPERATION. The log goes to stderr. SIGTERM or Ctrl-C answers the frames that are here and ends with 0; a "
-        'second one stops at once, with 130. A client that does not read is waited for five seconds. /healthz says '
+        "second one stops at once, with 130. A client that does not read is waited for five seconds. /healthz says "
         '"ok", or 503 and why: the server is ending, or a frame hangs.',
     )
 )
