@@ -121,11 +121,11 @@ def receive(url: str, out: Path, options: dict[str, str]) -> None:
             pass  # nothing more comes
 
 
-def wait_for_listener(port: int) -> None:
-    """Wait until somebody listens on a TCP port, without connecting to it."""
+def wait_for_listener(port: int, protocol: str = "tcp") -> None:
+    """Wait until somebody listens on a TCP or UDP port, without connecting to it."""
     deadline = time.monotonic() + 60
-    listening = f"0100007F:{port:04X} 00000000:0000 0A"
-    while listening not in Path("/proc/net/tcp").read_text():
+    listening = f":{port:04X} 00000000:0000 " + ("0A" if protocol == "tcp" else "07")
+    while listening not in Path(f"/proc/net/{protocol}").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -273,9 +273,11 @@ def test_camera_that_is_unplugged(tmp_path: Path, flashes: Path) -> None:
 
 
 def test_push_over_udp_keeps_sound_in_step(here: Path) -> None:
-    url = f"udp://127.0.0.1:{free_port()}"
+    port = free_port()
+    url = f"udp://127.0.0.1:{port}"
     receiver = SPAWN.Process(target=receive, args=(url, here / "got.ts", {}))
     receiver.start()
+    wait_for_listener(port, "udp")
     assert live(f"clip.mp4 --loop --duration 6 --push {url} --latency --report r.json --quiet") == 0
     receiver.join(30)
     assert receiver.exitcode == 0
