@@ -33,6 +33,12 @@ class Residual(nn.Module):
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 
+def residuals(width: int, count: int) -> nn.Sequential:
+    """A number of residual blocks, one after the other. Each starts as the identity: more can be added to a network that
+    is trained already without changing what it does."""
+    return nn.Sequential(*(Residual(width) for _ in range(count)))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over all positions, with a learnt position bias added to the input.
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+_GAIN = 8.0
+
 
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches (Isola et al. 2017, arXiv:1611.07004) with spectral normalisation (Miyato et al. 2018,
@@ -18,7 +20,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        widths = [4, width, 2 * width, 4 * width, 4 * width]
+        widths = [7, width, 2 * width, 4 * width, 4 * width]
         self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(widths))
         self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1))
 
@@ -32,9 +34,10 @@ class PatchDiscriminator(nn.Module):
         Returns:
             (N, 1, H / 16, W / 16) scores, above 0 for real; and the features of each layer, for feature matching.
         """
-        x = torch.cat([2.0 * rgb - 1.0, mask], dim=1)
+        detail = rgb - F.avg_pool2d(rgb, 3, 1, 1, count_include_pad=False)
+        x = torch.cat([2.0 * rgb - 1.0, _GAIN * detail, mask], dim=1)
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
-        return self.score(x).float(), features
+        return _GAIN * self.score(x).float(), features

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane
+from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane, residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,16 @@ class InpainterConfig:
 
     Attributes:
         widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 resolution.
-        deep_blocks: residual blocks at 1/32 resolution, in turn with dilation 1, 2 and 4.
+        encoder: residual blocks on the way down at 1/8 and 1/16 resolution.
+        decoder: residual blocks on the way up at 1/16, 1/8, 1/4 and 1/2 resolution.
+        deep: groups at 1/32 resolution, each of attention between two pairs of residual blocks.
         heads: attention heads at 1/32 resolution.
     """
 
     widths: tuple[int, int, int, int, int] = (24, 32, 48, 96, 192)
-    deep_blocks: int = 4
+    encoder: tuple[int, int] = (1, 2)
+    decoder: tuple[int, int, int, int] = (4, 2, 1, 1)
+    deep: int = 2
     heads: int = 4
 
 
@@ -44,25 +48,22 @@ class Inpainter(nn.Module):
         self.stem = ConvNorm(16, w0)
         self.down1 = ConvNorm(w0, w1, stride=2)
         self.down2 = ConvNorm(w1, w2, stride=2)
-        self.enc2 = Residual(w2)
+        self.enc2 = residuals(w2, config.encoder[0])
         self.down3 = ConvNorm(w2, w3, stride=2)
-        self.enc3 = Residual(w3)
+        self.enc3 = residuals(w3, config.encoder[1])
         self.down4 = ConvNorm(w3, w4, stride=2)
-        dilations = [(1, 2, 4)[i % 3] for i in range(config.deep_blocks)]
-        half = config.deep_blocks // 2
-        self.deep = nn.Sequential(
-            *(Residual(w4, d) for d in dilations[:half]),
-            Attention(w4, config.heads, size=8),
-            *(Residual(w4, d) for d in dilations[half:]),
-        )
+        self.deep = nn.Sequential()
+        for _ in range(config.deep):
+            self.deep.extend([Residual(w4, 1), Residual(w4, 2), Attention(w4, config.heads, size=8)])
+            self.deep.extend([Residual(w4, 4), Residual(w4, 1)])
         self.up3 = Up(w4, w3)
-        self.dec3 = nn.Sequential(Residual(w3), Residual(w3))
+        self.dec3 = residuals(w3, config.decoder[0])
         self.up2 = Up(w3, w2)
-        self.dec2 = Residual(w2)
+        self.dec2 = residuals(w2, config.decoder[1])
         self.up1 = Up(w2, w1)
-        self.dec1 = Residual(w1)
+        self.dec1 = residuals(w1, config.decoder[2])
         self.up0 = Up(w1, w0)
-        self.dec0 = Residual(w0)
+        self.dec0 = residuals(w0, config.decoder[3])
         self.head = nn.Conv2d(w0, 16, 3, padding=1)
 
     def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:

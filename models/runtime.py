@@ -26,10 +26,7 @@ def _to_bytes(x: Tensor) -> Tensor:
 
 
 class SegmenterRuntime(nn.Module):
-    """(N, S, S, 3) uint8 RGB to (N, S, S) uint8: how likely each pixel is mask, 255 for certain.
-
-    The network works at half the crop's size, the size that it was trained at.
-    """
+    """(N, S, S, 3) uint8 RGB to (N, S, S) uint8: how likely each pixel is mask, 255 for certain."""
 
     inputs: Final = ("rgb",)
     output: Final = "probability"
@@ -40,8 +37,7 @@ class SegmenterRuntime(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         planes = _to_planes(rgb, next(self.network.parameters()).dtype)
-        logits = self.network(F.avg_pool2d(planes, 2))
-        return _to_bytes(F.interpolate(logits, scale_factor=2.0, mode="bilinear")[:, 0].sigmoid())
+        return _to_bytes(self.network(planes)[:, 0].sigmoid())
 
 
 class InpainterRuntime(nn.Module):

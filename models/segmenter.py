@@ -13,15 +13,17 @@ class SegmenterConfig:
     """Sizes of the network.
 
     Attributes:
-        width: channels at half resolution; the levels below have 2, 4 and 6 times as many.
+        width: channels at 1/4 resolution; the levels below have 2, 4 and 6 times as many, the one above half as many.
     """
 
     width: int = 16
 
 
 class Segmenter(nn.Module):
-    """A small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) that works at half resolution and below, with dilated
-    blocks at 1/16, so that it sees the whole face before it decides about a pixel.
+    """A small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) that works at 1/4 resolution and below, with dilated
+    blocks at 1/32, so that it sees the whole face before it decides about a pixel; then a few channels at half
+    resolution move the edges to where they are in the full picture (in the manner of PointRend and of refinement heads:
+    Kirillov et al. 2019, arXiv:1912.08193).
 
     Args:
         config: sizes.
@@ -44,21 +46,29 @@ class Segmenter(nn.Module):
         self.up0 = Up(2 * w, w)
         self.dec0 = ConvNorm(w, w)
         self.head = nn.Conv2d(w, 4, 3, padding=1)
+        self.fine_stem = ConvNorm(12, w // 2)
+        self.fine_up = Up(w, w // 2)
+        self.fine = Residual(w // 2)
+        self.fine_head = nn.Conv2d(w // 2, 4, 3, padding=1)
+        nn.init.zeros_(self.fine_head.weight)  # starts as the coarse result, enlarged
 
     def forward(self, rgb: Tensor) -> Tensor:
         """Find the mask.
 
         Args:
-            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 16.
+            rgb: (N, 3, H, W), 0..1, canonical crops; H and W are multiples of 32.
 
         Returns:
             (N, 1, H, W) logits; above 0 where the mask is.
         """
-        x0 = F.relu(self.stem(F.pixel_unshuffle(2.0 * rgb - 1.0, 2)))
+        x = 2.0 * rgb - 1.0
+        x0 = F.relu(self.stem(F.pixel_unshuffle(F.avg_pool2d(x, 2), 2)))
         x1 = self.enc1(F.relu(self.down1(x0)))
         x2 = self.enc2(F.relu(self.down2(x1)))
         x3 = self.deep(F.relu(self.down3(x2)))
         y2 = self.dec2(self.up2(x3, x2))
         y1 = self.dec1(self.up1(y2, x1))
         y0 = F.relu(self.dec0(self.up0(y1, x0)))
-        return F.pixel_shuffle(self.head(y0), 2).float()
+        coarse = F.interpolate(F.pixel_shuffle(self.head(y0), 2), scale_factor=2.0, mode="bilinear")
+        near = self.fine(self.fine_up(y0, self.fine_stem(F.pixel_unshuffle(x, 2))))
+        return (coarse + F.pixel_shuffle(self.fine_head(near), 2)).float()

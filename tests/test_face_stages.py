@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from faces import Portrait
 
-from unmask.models.geometry import CROP_SIZE
+from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import mask_region
 from unmask.stream.frame import Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import MaskShape, Segment
-from unmask.stream.stages.smooth import Smooth, fit_affine
+from unmask.stream.stages.smooth import Smooth, fit_affine, with_detail_of
 
 
 @pytest.fixture
@@ -87,11 +87,36 @@ def test_mask_shape_drops_specks_grows_and_softens() -> None:
     probability[20:22, 20:22] = 255
     solid = shape.solid(probability)
     assert not solid[:40, :40].any()
-    alpha = shape.alpha(solid)
+    alpha = shape.alpha(solid, probability, np.full((468, 2), -100, np.float32))
     assert (alpha[100:160, 80:180] == 255).all()
     assert alpha[98, 130] == 255
-    assert 0 < alpha[93, 130] < 255
-    assert not alpha[90, 130]
+    assert 0 < alpha[96, 130] < 255
+    assert not alpha[95, 130]
+
+
+def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrait) -> None:
+    shape = MaskShape()
+    face = portrait.frame(masked=False).faces[0]
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    eye = points[[33, 133, 159, 145]].mean(axis=0).round().astype(int)
+    solid = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    likely = shape.alpha(solid, np.full(solid.shape, 150, np.float32), points)
+    assert likely[eye[1], eye[0]] == 0
+    assert (likely == 0).mean() < 0.05 + (shape.alpha(solid, np.full(solid.shape, 255, np.float32), points) == 0).mean()
+    certain = shape.alpha(solid, np.full(solid.shape, 250, np.float32), points)
+    assert certain[eye[1], eye[0]] == 255
+
+
+def test_a_mean_of_frames_gets_the_detail_of_one() -> None:
+    rng = np.random.default_rng(3)
+    steady = rng.normal(128, 10, (CROP_SIZE, CROP_SIZE, 3))
+    frames = [(steady + rng.normal(0, 10, steady.shape)).astype(np.float32) for _ in range(2)]
+    mask = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    mean = (frames[0] + frames[1]) / 2
+    result = with_detail_of(frames[0], mean, mask)
+    assert mean.std() < 0.9 * frames[0].std()
+    assert result.std() == pytest.approx(frames[0].std(), rel=0.03)
+    np.testing.assert_array_equal(with_detail_of(mean, frames[0], mask), frames[0])
 
 
 def test_affine_fit_recovers_a_known_map_and_reports_what_is_left() -> None:

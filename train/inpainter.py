@@ -126,8 +126,9 @@ class InpainterTrainer(Trainer[Batch]):
         return make_training_batch(self.faces, self.chosen(phase, seed), phase.size, seed, self.templates)
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
-        for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
-            group["lr"] = learning_rate(phase, step)
+        for optimizer, faster in ((self.optimizer, 1.0), (self.judge_optimizer, 2.0)):
+            for group in optimizer.param_groups:
+                group["lr"] = faster * learning_rate(phase, step)
         self.model.train()
         weight, truth = batch.mask * batch.inside, batch.truth
         with torch.autocast("cpu", torch.bfloat16):

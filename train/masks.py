@@ -137,16 +137,40 @@ def mask_coverage(landmarks: F32, outline: Outline, size: tuple[int, int]) -> U8
     return coverage
 
 
-def straps(landmarks: F32, rng: np.random.Generator, size: tuple[int, int]) -> U8:
-    """Coverage (H, W) uint8 of ear loops: thin lines from the sides of the mask to the ears."""
+def lowered_coverage(landmarks: F32, rng: np.random.Generator, size: tuple[int, int]) -> U8:
+    """Where a mask is that has been pulled down under the chin: (H, W) uint8 0..255.
+
+    Its upper edge runs from jaw to jaw over the chin, its lower edge over the neck.
+    """
+    p = landmarks[:, :2]
+    eye = float(np.linalg.norm(p[33] - p[263])) + 1e-6
+    down = (p[152] - p[168]) / (np.linalg.norm(p[152] - p[168]) + 1e-6)
+    top = p[17] + rng.uniform(0.35, 1.0) * (p[152] - p[17])
+    hang = rng.uniform(0.1, 0.75) * eye
+    out, end = rng.uniform(0.0, 0.12), rng.uniform(0.4, 0.68)
+
+    def side(line: F32) -> list[F32]:
+        tip, low = (q + out * (q - p[1]) for q in (_along(line, end), _along(line, 0.8)))
+        inner = top + 0.5 * (_along(line, 0.84) - top) + 0.1 * (top - p[152])
+        return [inner, tip, tip + 0.4 * hang * down, low + rng.uniform(0.8, 1.05) * hang * down]
+
+    jaw = p[list(_JAW)]
+    corners = np.array([top, *side(jaw[:9:-1]), p[152] + hang * down, *reversed(side(jaw[:11]))], np.float32)
+    return fill_polygon(_smooth(corners, rng.uniform(0.3, 1.0)), size)
+
+
+def straps(landmarks: F32, rng: np.random.Generator, size: tuple[int, int], lowered: bool = False) -> U8:
+    """Coverage (H, W) uint8 of ear loops: thin lines from the sides of the mask, `lowered` under the chin or not, to the
+    ears."""
     picture = np.zeros(size, np.uint8)
     p = landmarks[:, :2]
     share = rng.uniform(0.015, 0.05) if rng.random() < 0.5 else rng.uniform(0.05, 0.14)
     width = max(1, round(float(np.linalg.norm(p[33] - p[263])) * share))
-    for ear, high, low in ((234, 50, 136), (454, 280, 365)):
+    sides = ((234, 172, 150), (454, 397, 379)) if lowered else ((234, 50, 136), (454, 280, 365))
+    for ear, high, low in sides:
         target = p[ear] + (p[ear] - p[1]) * rng.uniform(0.0, 0.12)
         for start in (high, low):
-            begin = p[start] + (p[ear] - p[start]) * rng.uniform(0.2, 0.5)
+            begin = p[start] + (p[ear] - p[start]) * (0.0 if lowered else rng.uniform(0.2, 0.5))
             ends = [tuple(int(v) for v in np.round(q * 16)) for q in (begin, target)]
             cv2.line(picture, ends[0], ends[1], 255, width, cv2.LINE_AA, shift=4)
     return picture

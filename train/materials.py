@@ -19,6 +19,7 @@ from unmask.train.masks import (
     Worn,
     _along,
     fill_polygon,
+    lowered_coverage,
     mask_coverage,
     outline_corners,
     random_outline,
@@ -175,6 +176,8 @@ def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.
     return np.asarray(np.clip(skin + soft * (lit - skin), 0, 1), np.float32)
 
 
+_LOWERED_SHARE: Final = 0.2
+"""How many drawn masks are pulled down under the chin."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
 Material = Callable[[_Sheet, np.random.Generator], F32]
 MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
@@ -198,21 +201,27 @@ def draw_mask(
     """
     size = rgb.shape[:2]
     kind = kind or str(rng.choice(list(MATERIALS), p=[0.4, 0.2, 0.4]))
-    coverage = mask_coverage(landmarks, outline or random_outline(rng, random_wearing(rng)), size)
+    lowered = outline is None and rng.random() < _LOWERED_SHARE
+    if lowered:
+        coverage = lowered_coverage(landmarks, rng, size)
+    else:
+        coverage = mask_coverage(landmarks, outline or random_outline(rng, random_wearing(rng)), size)
     sheet = _sheet(landmarks, size)
     material = MATERIALS[kind](sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
     under = Masked(rgb, np.zeros(size, np.float32))
     if rng.random() < 0.8:
         loops = material if kind == "cloth" and rng.random() < 0.5 else None
-        under = _with_loops(rgb, landmarks, full, loops, rng)
+        under = _with_loops(rgb, landmarks, full, loops, rng, lowered)
     return Masked(_compose(under.rgb, material, full, sheet.eye, rng), np.maximum(full, under.coverage))
 
 
-def _with_loops(rgb: F32, landmarks: F32, mask: F32, material: F32 | None, rng: np.random.Generator) -> Masked:
+def _with_loops(
+    rgb: F32, landmarks: F32, mask: F32, material: F32 | None, rng: np.random.Generator, lowered: bool = False
+) -> Masked:
     """A face with the ear loops of a mask that covers (H, W) `mask`; grey ones if no material is given."""
     size = mask.shape[:2]
-    band = np.clip(straps(landmarks, rng, size).astype(np.float32) / np.float32(255) - mask, 0, 1)
+    band = np.clip(straps(landmarks, rng, size, lowered).astype(np.float32) / np.float32(255) - mask, 0, 1)
     eye = float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])) + 1e-6
     loops = _plain(rng.uniform(0, 1) * np.ones(3), size) if material is None else material
     return Masked(_compose(rgb, loops, band, eye, rng), band)

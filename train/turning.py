@@ -109,21 +109,22 @@ def turn_head(masked: Masked, points: F32, behind: F32, turn: Turn) -> tuple[Mas
     head, _ = _head(points, size)
     axis_z = points[_NOSE_TIP, 2] + turn.axis * (points[[_LEFT_EAR, _RIGHT_EAR], 2].mean() - points[_NOSE_TIP, 2])
     pivot = np.array([*points[[_LEFT_EAR, _RIGHT_EAR], :2].mean(axis=0), axis_z])
-    rotation = _rotation(turn)
-    finer = (size * _FINER[1], size * _FINER[0])
-    rgb, coverage, depth, inside = (
-        cv2.resize(x, finer, interpolation=cv2.INTER_LINEAR)
-        for x in (masked.rgb, masked.coverage, _surface(masked, points, turn.puff), head)
-    )
+    rotation, surface = _rotation(turn), _surface(masked, points, turn.puff)
+    # What is splatted is where each pixel comes from, so that points may lie half as dense as pixels.
+    finer = (size * _FINER[1] // 2, size * _FINER[0] // 2)
+    depth, inside = (cv2.resize(x, finer, interpolation=cv2.INTER_LINEAR) for x in (surface, head))
     rows, columns = np.nonzero(inside > 127)
-    where = np.stack([columns / _FINER[1], rows / _FINER[0], depth[rows, columns]], axis=1)
-    where = (where - pivot) @ rotation.T + pivot
-    values = np.concatenate([rgb[rows, columns], coverage[rows, columns, None]], axis=1)
-    drawn, seen = _splat(where, values, size)
+    source = np.stack([columns * (size / finer[0]), rows * (size / finer[1])], axis=1)
+    where = (np.column_stack([source, depth[rows, columns]]) - pivot) @ rotation.T + pivot
+    came_from, seen = _splat(where, source.astype(np.float32), size)
+    rgb, coverage = (
+        cv2.remap(x, came_from[..., 0], came_from[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for x in (masked.rgb, masked.coverage)
+    )
     ground = _back_of_head(behind, masked.rgb, points, turn)
-    drawn[..., :3] += (1 - seen[..., None]) * ground
+    shown = ground + seen[..., None] * (rgb - ground)
     turned = ((points - pivot) @ rotation.T + pivot).astype(np.float32)
-    return Masked(np.clip(drawn[..., :3], 0, 1), np.ascontiguousarray(drawn[..., 3])), turned
+    return Masked(np.clip(shown, 0, 1).astype(np.float32), np.asarray(coverage * seen, np.float32)), turned
 
 
 def _splat(where: npt.NDArray[np.float64], values: F32, size: int) -> tuple[F32, F32]:
@@ -135,26 +136,24 @@ def _splat(where: npt.NDArray[np.float64], values: F32, size: int) -> tuple[F32,
         size: of the picture.
 
     Returns:
-        (S, S, C) float32, 0 where nothing is, and (S, S) float32 0..1, how much of each pixel was drawn.
+        (S, S, C) float32, and (S, S) float32 0..1: how much of each pixel was drawn, soft at the outline.
     """
-    fine = 2 * size
-    x, y = (np.round(where[:, i] * 2).astype(np.int64) for i in (0, 1))
-    kept = (x >= 0) & (x < fine) & (y >= 0) & (y < fine)
+    x, y = (np.round(where[:, i]).astype(np.int64) for i in (0, 1))
+    kept = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     depth = where[kept, 2]
     span = np.ptp(depth) + 1e-6
     order = np.argsort((65535 * (1 - (depth - depth.min()) / span)).astype(np.uint16), kind="stable")
-    at = (y[kept] * fine + x[kept])[order]
-    picture = np.zeros((fine * fine, values.shape[1] + 1), np.float32)
-    picture[at, :-1] = values[kept][order]
-    picture[at, -1] = 1
-    picture = picture.reshape(fine, fine, -1)
-    weight = cv2.blur(picture[..., -1], (3, 3))
-    holes = (picture[..., -1] == 0) & (weight > 0.3)  # between points, not beside them
-    near = np.stack([cv2.blur(np.ascontiguousarray(picture[..., i]), (3, 3)) for i in range(values.shape[1])], axis=2)
-    picture[holes, :-1] = near[holes] / weight[holes, None]
-    picture[holes, -1] = 1
-    small = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
-    return small[..., :-1].copy(), small[..., -1].copy()
+    at = (y[kept] * size + x[kept])[order]
+    picture = np.zeros((size * size, values.shape[1]), np.float32)
+    drawn = np.zeros(size * size, np.float32)
+    picture[at], drawn[at] = values[kept][order], 1
+    picture, drawn = picture.reshape(size, size, -1), drawn.reshape(size, size)
+    for _ in range(2):
+        weight = cv2.blur(drawn, (3, 3))
+        holes = (drawn == 0) & (weight > 0.3)  # between points, not beside them
+        picture[holes] = (cv2.blur(picture, (3, 3)) / np.maximum(weight, 1e-6)[..., None])[holes]
+        drawn[holes] = 1
+    return picture, np.minimum(drawn, cv2.blur(drawn, (3, 3)))
 
 
 def _back_of_head(behind: F32, rgb: F32, points: F32, turn: Turn) -> F32:

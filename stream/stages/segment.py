@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose
-from unmask.models.geometry import CROP_SIZE
+from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import mask_region
 from unmask.stream.canvas import Canvas
 from unmask.stream.frame import U8, Face, Frame
@@ -33,10 +33,19 @@ _MIDDLE_PX: Final = (60.0, 95.0)
 """How far from the middle column, and how far down at least, the middle of a worn mask lies in the crop."""
 _SPECK_AREA_PX: Final = 40
 """Spots smaller than this are mistakes. Narrow parts stay: they may be ear loops."""
-_GROW_PX: Final = 6
+_GROW_PX: Final = 3
 """How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
-_FEATHER_PX: Final = 5
+_FEATHER_PX: Final = 3
 """Width of the soft edge."""
+_EYES: Final = (
+    (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
+    (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
+)
+"""Landmarks around the openings of the eyes."""
+_LID_PX: Final = 3
+"""How far the rims of the eyes reach beyond their openings."""
+_HIDES_EYE: Final = 217
+"""Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
 _STEADY: Final = 0.5
 """Weight of the frame before in the probability; more would lag behind a hand that moves in front of the mask."""
 
@@ -76,9 +85,21 @@ class MaskShape:
         """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
         return mask_region(probability, _SPECK_AREA_PX)
 
-    def alpha(self, solid: U8) -> U8:
-        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge."""
-        grown = cv2.blur(cv2.dilate(solid, self._grow), (_FEATHER_PX, _FEATHER_PX))
+    def alpha(self, solid: U8, probability: F32, points: F32) -> U8:
+        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge, but not over eyes that can be seen.
+
+        Args:
+            solid: from `solid`.
+            probability: (S, S) float32 0..255.
+            points: (468, 2) float32, the landmarks in crop px.
+        """
+        eyes = np.zeros_like(solid)
+        for eye in _EYES:
+            contour = np.round(points[list(eye)]).astype(np.int32)
+            cv2.fillPoly(eyes, [contour], 255)
+            cv2.polylines(eyes, [contour], True, 255, 2 * _LID_PX)
+        eyes[probability >= _HIDES_EYE] = 0
+        grown = cv2.blur(cv2.dilate(solid, self._grow) & ~eyes, (_FEATHER_PX, _FEATHER_PX))
         return np.asarray(grown * self._window, np.uint8)
 
 
@@ -132,7 +153,11 @@ class Segment(Stage):
             if face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK:
                 self._certain.add(face.track_id)
             face.masked = area >= _WEARS_AREA and face.track_id in self._certain and _sits_on_a_face(solid)
-        face.pictures.mask[:] = self._shape.alpha(solid) if face.masked else 0
+        if face.masked:
+            points = transform_points(face.crop_from_frame, face.landmarks_px)
+            face.pictures.mask[:] = self._shape.alpha(solid, probability, points)
+        else:
+            face.pictures.mask[:] = 0
         self._memory[face.track_id] = _Memory(probability, face.masked)
         if face.masked:
             self._faces_unmasked += 1

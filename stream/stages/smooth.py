@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.stream.canvas import Canvas
-from unmask.stream.frame import F64, Face, Frame
+from unmask.stream.frame import F64, U8, Face, Frame
 from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -21,6 +21,10 @@ _LIGHT: Final = 12.0
 """Difference in colour, averaged over the painted part, at which the weight has fallen to 1/e (of 255)."""
 _STILL_PX: Final = 0.15
 """Below this movement the frame before is not resampled: resampling blurs a little each time."""
+
+
+_MAX_GAIN: Final = 1.5
+"""Detail that was blended is made stronger by this factor at most."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,31 @@ def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
     return np.asarray(solution.T, np.float64), float(np.sqrt((residual**2).sum(axis=1).mean()))
 
 
+def _detail(picture: F32) -> F32:
+    """What a picture (H, W, 3) has beyond its surroundings of 5x5 px."""
+    return np.asarray(picture - cv2.blur(picture, (5, 5)), np.float32)
+
+
+def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
+    """Give a mean of frames as much fine detail as a single frame has.
+
+    Detail that differs from frame to frame is averaged away, and resampling blurs; what is left is what stays from frame
+    to frame, and is made stronger until it has the variance that it had.
+
+    Args:
+        now: (S, S, 3) float32, the single frame.
+        blended: (S, S, 3) float32, its mean with the frames before.
+        mask: (S, S) uint8, not 0 where detail is measured.
+
+    Returns:
+        (S, S, 3) float32.
+    """
+    detail = _detail(blended)
+    wanted, left = (float(np.sum(cv2.meanStdDev(d, mask=mask)[1] ** 2)) for d in (_detail(now), detail))
+    gain = min(_MAX_GAIN, float(np.sqrt(wanted / max(left, 1e-6))))
+    return blended + np.float32(max(gain, 1.0) - 1.0) * detail
+
+
 def _largest_move(matrix: F64) -> float:
     """How far the corners of the crop move under an affine map, px."""
     corners = np.array([[0, 0], [CROP_SIZE, 0], [0, CROP_SIZE], [CROP_SIZE, CROP_SIZE]], np.float32)
@@ -50,7 +79,8 @@ def _largest_move(matrix: F64) -> float:
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
-    The weight of the past falls where the face bends or the light changes, so that nothing smears.
+    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail keeps its
+    strength, see `with_detail_of`.
 
     Args:
         keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five
@@ -99,7 +129,7 @@ class Smooth(Stage):
         change = past - now
         light = float(np.abs(cv2.mean(change, mask=face.pictures.mask)[:3]).mean())
         weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))
-        return now + np.float32(weight) * change
+        return with_detail_of(now, now + np.float32(weight) * change, face.pictures.mask)
 
     def summary(self) -> dict[str, Any]:
         return {}
