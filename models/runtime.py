@@ -1,6 +1,7 @@
 """The networks as they run: 8-bit pictures in, 8-bit pictures out, so that every engine does the same arithmetic.
 
-N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline.
+N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline. The first
+operation makes numbers of bytes, the last one bytes of numbers: TensorRT knows bytes at the edges of a network only.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from unmask.models.segmenter import Segmenter
 
 
 def _to_planes(rgb: Tensor, dtype: torch.dtype) -> Tensor:
-    return rgb.permute(0, 3, 1, 2).to(dtype) * (1.0 / 255.0)
+    return rgb.to(dtype).permute(0, 3, 1, 2) * (1.0 / 255.0)
 
 
 def _to_bytes(x: Tensor) -> Tensor:
@@ -56,8 +57,8 @@ class InpainterRuntime(nn.Module):
 
     def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
         dtype = next(self.network.parameters()).dtype
-        hidden = mask[:, None].to(dtype) * (1.0 / 255.0)
-        return _to_bytes(self.network(_to_planes(rgb, dtype), hidden)).permute(0, 2, 3, 1)
+        hidden = mask.to(dtype)[:, None] * (1.0 / 255.0)
+        return _to_bytes(self.network(_to_planes(rgb, dtype), hidden).permute(0, 2, 3, 1))
 
 
 Runtime = SegmenterRuntime | InpainterRuntime

@@ -21,7 +21,7 @@ from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
 
-_PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt")
+_PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt", "torch-tensorrt")
 _LIVE_PACKAGES: Final = (
     ("--window", "pygame-ce"),
     ("--virtual-camera", "pyvirtualcam"),
@@ -98,11 +98,15 @@ def _gpus() -> Iterator[str]:
 
 
 def _engines() -> Iterator[str]:
-    """What `--device auto` would run the networks with."""
+    """What `--device auto` would run the networks with, and whether each engine can run at all."""
     choice = engine.choose("auto")
-    precision = f", {engine.cpu_precision()}" if choice.engine == "openvino" else ""
-    yield f"{choice.engine} on {choice.device}{precision}"
-    yield from choice.why_not_better
+    yield f"{choice.engine} on {choice.device} is used"
+    for name in engine.ENGINES:
+        if name == "openvino":
+            yield f"openvino: on the CPU, {engine.cpu_precision()}"
+            continue
+        problem = engine.engine_problem(name, "cuda:0")
+        yield f"{name}: {problem or 'on cuda:0; nobody has run unmask with it yet'}"
 
 
 def _encoders() -> Iterator[str]:

@@ -21,18 +21,20 @@ class Settings:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_faces: how many faces of a frame are processed at most, the largest first.
+        engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
     """
 
     device: str = "auto"
     max_faces: int = 8
+    engine: str = "auto"
 
 
 def face_stages(settings: Settings) -> tuple[Stage, ...]:
     """The stages that look at faces: all but the ends. Videos and pictures pass through the same ones."""
     return (
         Track(max_faces=settings.max_faces),
-        Segment(settings.device),
-        Inpaint(settings.device),
+        Segment(settings.device, settings.engine),
+        Inpaint(settings.device, settings.engine),
         Smooth(),
     )
 

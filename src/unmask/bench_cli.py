@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 def bench(
     full: Annotated[bool, typer.Option("--full", help="480p to 4K with 0 to 8 faces; takes long.")] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+    ] = "auto",
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all figures as JSON.")] = None,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw stages.png and fps.png (needs Matplotlib).")
@@ -33,7 +36,7 @@ def bench(
     from unmask.models.engine import choose
     from unmask.stream.bench.run import full_cases, machine, measure, quick_cases
 
-    choose(device)
+    choose(device, engine)
     if report is not None and not report.absolute().parent.is_dir():
         raise UserError(f"{report}: its folder does not exist; make it first")
     about = machine()

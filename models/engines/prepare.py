@@ -1,0 +1,203 @@
+"""From a network's name to an engine that is built, checked and kept: the one way, whatever the compiler."""
+
+import hashlib
+import importlib
+import importlib.util
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from unmask.errors import EngineError
+from unmask.models.engine import Engine, NetworkName, cache_folder, weights_file
+from unmask.models.engines import cache, parity
+from unmask.models.engines.build import build_plan
+from unmask.models.engines.device import Device, device_problem, open_device
+from unmask.models.engines.runtime import BATCHES, TensorRtEngine
+
+_TOLD_EVERY_SECONDS: Final = 10.0
+Notice = Callable[[str], None]
+
+
+class Compiler(ABC):
+    """Compiles networks for one GPU.
+
+    Attributes:
+        title: name and version, for people and for the cache.
+        source: which of a network's files is compiled, by its suffix.
+    """
+
+    title: str
+    source: str
+
+    @property
+    @abstractmethod
+    def gpu(self) -> str:
+        """Name and compute capability of the GPU."""
+
+    @abstractmethod
+    def build(self, network: NetworkName, batch: int) -> bytes:
+        """Compile a network. Raises EngineError."""
+
+    @abstractmethod
+    def open(self, built: dict[int, bytes], description: str) -> Engine:
+        """The engine of what was built for some batch sizes. Raises EngineError where it cannot be loaded."""
+
+
+class TensorRtCompiler(Compiler):
+    """TensorRT, from the ONNX that ships.
+
+    Args:
+        tensorrt: the module.
+        device: the GPU.
+    """
+
+    source = "onnx"
+
+    def __init__(self, tensorrt: Any, device: Device) -> None:
+        self._tensorrt, self._device = tensorrt, device
+        self.title = f"TensorRT {tensorrt.__version__}"
+
+    @property
+    def gpu(self) -> str:
+        return f"{self._device.name}, {self._device.capability}"
+
+    def build(self, network: NetworkName, batch: int) -> bytes:
+        self._device.activate()
+        return build_plan(self._tensorrt, weights_file(f"{network}.onnx").read_bytes(), batch)
+
+    def open(self, built: dict[int, bytes], description: str) -> Engine:
+        return TensorRtEngine(self._tensorrt, built, self._device, description)
+
+
+class TorchTensorRtCompiler(Compiler):
+    """Torch-TensorRT, from PyTorch's own network.
+
+    Args:
+        device: "cuda:N".
+    """
+
+    source = "safetensors"
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = device
+        self._properties = torch.cuda.get_device_properties(torch.device(device))
+        self.title = f"Torch-TensorRT {version('torch-tensorrt')} with PyTorch {torch.__version__}"
+
+    @property
+    def gpu(self) -> str:
+        return f"{self._properties.name}, {self._properties.major}.{self._properties.minor}"
+
+    def build(self, network: NetworkName, batch: int) -> bytes:
+        from unmask.models.engines.torch_runtime import build_program
+
+        with _as_engine_error():
+            return build_program(network, batch, self._device)
+
+    def open(self, built: dict[int, bytes], description: str) -> Engine:
+        from unmask.models.engines.torch_runtime import TorchTensorRtEngine, load_program
+
+        with _as_engine_error():
+            programs = {batch: load_program(data) for batch, data in built.items()}
+            return TorchTensorRtEngine(programs, self._device, description)
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
+    """What a compiler of PyTorch's raises may be anything."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise EngineError(f"{type(error).__name__}: {reason}") from error
+
+
+def problem(engine: str, number: int) -> str | None:
+    """Why `engine` ("tensorrt" or "torch-tensorrt") cannot run on GPU `number`; None where it can."""
+    module = engine.replace("-", "_")
+    if importlib.util.find_spec(module) is None:
+        extra = "gpu" if engine == "tensorrt" else "torch-tensorrt"
+        return f"{engine} is not installed (pip install 'unmask[{extra}]')"
+    if reason := device_problem(number):
+        return reason
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # its libraries are other packages, and want a driver
+        return f"{engine} cannot be imported: {(str(error).splitlines() or ['no reason given'])[0]}"
+    try:
+        major = int(version(engine).partition(".")[0])
+    except PackageNotFoundError:
+        return None  # part of a package of another name
+    return f"TensorRT {major} is too old, 8.6 is the first that works" if engine == "tensorrt" and major < 8 else None
+
+
+def compiler_for(engine: str, device: str) -> Compiler:
+    """The compiler of an engine on "cuda:N"; `problem` must have found none."""
+    if engine == "tensorrt":
+        return TensorRtCompiler(importlib.import_module("tensorrt"), open_device(int(device.partition(":")[2] or 0)))
+    return TorchTensorRtCompiler(device)
+
+
+def prepare(network: NetworkName, compiler: Compiler, notice: Notice) -> Engine:
+    """The engine of a network for all batch sizes: from the cache, or built, checked and kept.
+
+    Args:
+        network: which.
+        compiler: of the GPU that it is to run on.
+        notice: is told, about every ten seconds, what is being built.
+
+    Raises:
+        EngineError: it cannot be built, or does not compute what the network does.
+    """
+    weights = hashlib.sha256(weights_file(f"{network}.{compiler.source}").read_bytes()).hexdigest()
+    built: dict[int, bytes] = {}
+    agreements = []
+    for position, batch in enumerate(BATCHES):
+        key = cache.EngineKey(network, compiler.title, weights, batch, "fp16", compiler.gpu)
+        what = (
+            f"the {network} for {compiler.gpu.partition(',')[0]}, {batch} at a time ({position + 1} of {len(BATCHES)})"
+        )
+        stored = _from_cache(key, compiler) or _build(key, compiler, what, notice)
+        built[batch] = stored.data
+        agreements.append(stored.psnr_db)
+    return compiler.open(built, f"{compiler.title} on {compiler.gpu.partition(',')[0]}, fp16, {min(agreements):.0f} dB")
+
+
+def _from_cache(key: cache.EngineKey, compiler: Compiler) -> cache.StoredEngine | None:
+    """What was built before, where it still loads; what does not is removed."""
+    stored = cache.read(key, cache_folder())
+    if stored is None:
+        return None
+    try:
+        compiler.open({key.batch: stored.data}, "")
+    except EngineError:
+        cache.forget(key, cache_folder())
+        return None
+    return stored
+
+
+def _build(key: cache.EngineKey, compiler: Compiler, what: str, notice: Notice) -> cache.StoredEngine:
+    network: NetworkName = "segmenter" if key.network == "segmenter" else "inpainter"
+    data = _patiently(lambda: compiler.build(network, key.batch), f"{compiler.title} compiles {what}", notice)
+    stored = cache.StoredEngine(data, parity.check(network, compiler.open({key.batch: data}, ""), key.batch))
+    try:
+        cache.write(key, stored, cache_folder())
+    except OSError as error:
+        notice(f"{cache_folder()} cannot be written ({error.strerror}): the engine will be compiled again next time")
+    return stored
+
+
+def _patiently(work: Callable[[], bytes], what: str, notice: Notice) -> bytes:
+    """Do long work in another thread, and say from this one, which may do so, that it goes on."""
+    notice(f"{what}; this takes a while, once")
+    began = time.monotonic()
+    with ThreadPoolExecutor(1, "unmask-compile") as pool:
+        done = pool.submit(work)
+        while not wait([done], _TOLD_EVERY_SECONDS).done:
+            notice(f"{what}: {time.monotonic() - began:.0f} s so far")
+        return done.result()
