@@ -41,4 +41,5 @@ def face_stages(settings: Settings) -> tuple[Stage, ...]:
 
 def build(source: MediaInfo, output: Path, settings: Settings, options: EncodeOptions) -> tuple[Stage, ...]:
     """The pipeline from one video file to another; nothing is opened yet."""
-    return (Decode(source), *face_stages(settings), Encode(output, source, options))
+    gpu = int(settings.device.partition(":")[2] or 0) if options.gpu else None
+    return (Decode(source, gpu), *face_stages(settings), Encode(output, source, options))

@@ -123,11 +123,11 @@ def video(
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
-    choose(device, engine)  # a device that is not there is said once, before anything starts
+    choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
         Settings(device, max_faces, engine),
-        EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=device.startswith("cuda")),
+        EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
     )
