@@ -126,8 +126,8 @@ class Segment(Stage):
             probability += _STEADY * (memory.probability - probability)
         solid = self._shape.solid(probability)
         area = cv2.countNonZero(solid) / _PIXELS
-        core = probability[(solid > 0) & (probability > 127.5)]
-        sure = float(core.mean()) / 255.0 if core.size else 0.0
+        core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
+        sure = cv2.mean(probability, mask=core)[0] / 255.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
         if memory is not None and memory.masked:
             face.masked = area >= _KEEPS_AREA
@@ -148,9 +148,7 @@ class Segment(Stage):
         bare in both. So a crop with no mask in it, or part of one, is looked at twice.
         """
         found = [np.asarray(probability, np.float32) for probability in self._engine(crops)]
-        doubtful = [
-            i for i, one in enumerate(found) if cv2.countNonZero(self._shape.solid(one)) < _WHOLE_AREA * _PIXELS
-        ]
+        doubtful = [i for i, one in enumerate(found) if not self._shows_a_whole_mask(one)]
         if doubtful:
             size = (CROP_SIZE, CROP_SIZE)
             border = cv2.BORDER_REPLICATE
@@ -163,6 +161,13 @@ class Segment(Stage):
                 )
                 found[i] = np.asarray(np.maximum(found[i], back), np.float32)
         return found
+
+    def _shows_a_whole_mask(self, probability: F32) -> bool:
+        enough = _WHOLE_AREA * _PIXELS
+        # Mostly the sure part alone is large enough, which costs a tenth of finding what hangs together with it.
+        if cv2.countNonZero(cv2.compare(probability, 127.5, cv2.CMP_GT)) >= enough:
+            return True
+        return cv2.countNonZero(self._shape.solid(probability)) >= enough
 
     def summary(self) -> dict[str, Any]:
         return {
