@@ -180,18 +180,20 @@ def engine_problem(engine: EngineName, device: str) -> str | None:
     if device == "cpu":
         if engine == "openvino":
             return None
-        if engine != "torch":
-            return f"{engine} needs an NVIDIA GPU"
-        missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
-        return f"{' and '.join(missing)} not installed (pip install 'unmask[gpu]')" if missing else None
+        return _missing_packages() if engine == "torch" else f"{engine} needs an NVIDIA GPU"
     if engine == "openvino":
         return "OpenVINO runs on the processor only"
     number = int(device.partition(":")[2] or 0)
     if engine == "torch":
-        return cuda_problem() or _missing_gpu(number)
+        return _missing_packages() or cuda_problem() or _missing_gpu(number)
     from unmask.models.engines.prepare import problem
 
     return problem(engine, number)
+
+
+def _missing_packages() -> str | None:
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed (pip install 'unmask[gpu]')" if missing else None
 
 
 def _missing_gpu(number: int) -> str | None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -312,6 +313,14 @@ def test_on_this_machine_gpu_engines_say_why_they_cannot_run(name: str) -> None:
         choose("cpu", name)
     problem = engine.engine_problem(name, "cuda:0")  # type: ignore[arg-type]
     assert problem is None or "not installed" in problem or "GPU" in problem
+
+
+def test_a_tensorrt_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(prepare, "device_problem", lambda number: None)
+    for version, problem in {"8.5.3": "TensorRT 8.5.3 is too old, 8.6 is the first that works", "8.6.0": None}.items():
+        monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+        assert prepare.problem("tensorrt", 0) == problem
 
 
 def test_the_next_engine_steps_in_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from unmask.errors import EngineError
@@ -19,6 +18,7 @@ from unmask.models.engines.device import Device, device_problem, open_device
 from unmask.models.engines.runtime import BATCHES, TensorRtEngine
 
 _TOLD_EVERY_SECONDS: Final = 10.0
+_OLDEST_TENSORRT: Final = (8, 6)
 Notice = Callable[[str], None]
 
 
@@ -84,10 +84,11 @@ class TorchTensorRtCompiler(Compiler):
 
     def __init__(self, device: str) -> None:
         import torch
+        import torch_tensorrt
 
         self._device = device
         self._properties = torch.cuda.get_device_properties(torch.device(device))
-        self.title = f"Torch-TensorRT {version('torch-tensorrt')} with PyTorch {torch.__version__}"
+        self.title = f"Torch-TensorRT {torch_tensorrt.__version__} with PyTorch {torch.__version__}"
 
     @property
     def gpu(self) -> str:
@@ -126,14 +127,12 @@ def problem(engine: str, number: int) -> str | None:
     if reason := device_problem(number):
         return reason
     try:
-        importlib.import_module(module)
+        version = importlib.import_module(module).__version__
     except (ImportError, OSError, RuntimeError) as error:  # its libraries are other packages, and want a driver
         return f"{engine} cannot be imported: {(str(error).splitlines() or ['no reason given'])[0]}"
-    try:
-        major = int(version(engine).partition(".")[0])
-    except PackageNotFoundError:
-        return None  # part of a package of another name
-    return f"TensorRT {major} is too old, 8.6 is the first that works" if engine == "tensorrt" and major < 8 else None
+    if engine == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_TENSORRT:
+        return f"TensorRT {version} is too old, {'.'.join(map(str, _OLDEST_TENSORRT))} is the first that works"
+    return None
 
 
 def compiler_for(engine: str, device: str) -> Compiler:

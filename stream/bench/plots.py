@@ -59,7 +59,7 @@ def _costs(pyplot: Any, results: Sequence[Result], path: Path) -> Path:
     videos = [r for r in shown if r.case.kind == "video"]
     for faces in sorted({r.case.faces for r in videos}):
         points = sorted({_megapixels(r): 1000 / r.fps for r in videos if r.case.faces == faces}.items())
-        by_size.plot(*zip(*points, strict=True), marker="o", label=f"{faces} faces")
+        by_size.plot(*zip(*points, strict=True), marker="o", label=f"{faces} face{'' if faces == 1 else 's'}")
     floors = sorted({_megapixels(r): 1000 / r.fps for r in shown if r.case.kind == "floor"}.items())
     if floors:
         by_size.plot(*zip(*floors, strict=True), marker="x", linestyle=":", label="decode and encode alone")
