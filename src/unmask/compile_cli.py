@@ -14,11 +14,14 @@ def compile_networks(
     ] = "auto",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where they are to run.")] = "auto",
 ) -> None:
-    """Compile the networks ahead for this machine, and check that they compute what they should.
+    """Compile the networks ahead, and check what they compute.
 
-    TensorRT takes minutes, once for each version of it, GPU and set of weights; OpenVINO takes seconds. What was
-    compiled is kept in $UNMASK_CACHE, or in `unmask` in your cache folder. An engine that does not agree with
-    float32 on real faces to 35 dB is refused.
+    TensorRT takes minutes, once for each version of it, each GPU and each
+    set of weights; OpenVINO takes seconds. What was compiled is kept in
+    $UNMASK_CACHE, or in `unmask` in your cache folder.
+
+    An engine that does not agree with float32 on real faces to 35 dB is
+    refused.
     """
     from unmask.models.engine import NETWORKS, cache_folder, choose, load
     from unmask.models.engines import parity
