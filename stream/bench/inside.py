@@ -1,7 +1,6 @@
-"""What benchmarks run beside the commands, in a process of its own: `python -m unmask.stream.bench.inside KIND ...`."""
+"""What benchmarks run beside the commands, each in a process of its own."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -82,13 +81,7 @@ def _carry(stages: Sequence[Stage], context: Context) -> dict[str, Durations]:
 
 def main(kind: str, clip: str, output: str, report: str, device: str, engine: str) -> None:
     """Run one kind and write its report."""
-    import unmask.cli  # noqa: F401 - the commands load it too; what it costs is no difference between them
-
     Path(output).unlink(missing_ok=True)
     settings = Settings(device, engine=engine)
     done = floor(Path(clip), Path(output)) if kind == "floor" else direct(Path(clip), Path(output), settings)
     Path(report).write_text(json.dumps(done))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

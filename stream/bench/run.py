@@ -34,6 +34,8 @@ _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "onnx": ("onnxruntime",),
     "telea": ("onnxruntime",),
 }
+_INSIDE: Final = "import sys, unmask.cli; from unmask.stream.bench.inside import main; main(*sys.argv[1:])"
+"""With the command line loaded, as the commands have it: what that costs is then no difference between cases."""
 _LOOK_SECONDS: Final = 0.2
 
 
@@ -175,7 +177,7 @@ def _command(case: Case, clip: Path, folder: Path, where: Sequence[str]) -> list
     if case.kind == "live":
         return [*python, "unmask.cli", "live", str(clip), "--latency", "--quiet", "--report", report, *where]
     if case.kind in ("floor", "direct"):
-        return [*python, "unmask.stream.bench.inside", case.kind, str(clip), output, report, where[1], where[3]]
+        return [sys.executable, "-c", _INSIDE, case.kind, str(clip), output, report, where[1], where[3]]
     return [*python, "unmask.stream.bench.baselines", case.kind, str(clip), report]
 
 
