@@ -230,9 +230,14 @@ def test_what_the_compiler_no_longer_loads_is_built_again(folder: Path) -> None:
             about = json.loads(head)
             stale = EngineKey(**about["key"])
     cache.write(stale, StoredEngine(b"of another driver", 50.0), folder)
+    lines: list[str] = []
     compiler = _Compiler()
-    prepare.prepare("segmenter", compiler, lambda line: None)
-    assert compiler.built == [4]
+    prepare.prepare("segmenter", compiler, lines.append)
+    assert lines[0] == "TensorRT 11.0.0 cannot load what was compiled earlier; it is compiled again"
+    assert compiler.built == list(BATCHES)
+    again = _Compiler()
+    prepare.prepare("segmenter", again, lines.append)
+    assert again.built == []
 
 
 def test_an_engine_that_computes_something_else_is_refused_and_not_kept(folder: Path) -> None:

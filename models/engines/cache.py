@@ -87,9 +87,3 @@ def write(key: EngineKey, engine: StoredEngine, folder: Path) -> None:
         with suppress(OSError):
             os.unlink(name)
         raise
-
-
-def forget(key: EngineKey, folder: Path) -> None:
-    """Remove the engine of a key, if there is one."""
-    with suppress(OSError):
-        key.path(folder).unlink()

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
@@ -154,30 +154,39 @@ def prepare(network: NetworkName, compiler: Compiler, notice: Notice) -> Engine:
         EngineError: it cannot be built, or does not compute what the network does.
     """
     weights = hashlib.sha256(weights_file(f"{network}.{compiler.source}").read_bytes()).hexdigest()
-    built: dict[int, bytes] = {}
-    agreements = []
-    for position, batch in enumerate(BATCHES):
-        key = cache.EngineKey(network, compiler.title, weights, batch, "fp16", compiler.gpu)
-        what = (
-            f"the {network} for {compiler.gpu.partition(',')[0]}, {batch} at a time ({position + 1} of {len(BATCHES)})"
-        )
-        stored = _from_cache(key, compiler) or _build(key, compiler, what, notice)
-        built[batch] = stored.data
-        agreements.append(stored.psnr_db)
-    return compiler.open(built, f"{compiler.title} on {compiler.gpu.partition(',')[0]}, fp16, {min(agreements):.0f} dB")
-
-
-def _from_cache(key: cache.EngineKey, compiler: Compiler) -> cache.StoredEngine | None:
-    """What was built before, where it still loads; what does not is removed."""
-    stored = cache.read(key, cache_folder())
-    if stored is None:
-        return None
+    keys = [cache.EngineKey(network, compiler.title, weights, batch, "fp16", compiler.gpu) for batch in BATCHES]
+    kept = {key: stored for key in keys if (stored := cache.read(key, cache_folder()))}
+    stored = kept | _build_missing(compiler, keys, kept, notice)
     try:
-        compiler.open({key.batch: stored.data}, "")
+        return _open(compiler, stored)
     except EngineError:
-        cache.forget(key, cache_folder())
-        return None
-    return stored
+        if not kept:
+            raise
+    notice(f"{compiler.title} cannot load what was compiled earlier; it is compiled again")
+    return _open(compiler, _build_missing(compiler, keys, {}, notice))
+
+
+_Stored = dict[cache.EngineKey, cache.StoredEngine]
+
+
+def _open(compiler: Compiler, stored: _Stored) -> Engine:
+    built = {key.batch: one.data for key, one in stored.items()}
+    agreement = min(one.psnr_db for one in stored.values())
+    return compiler.open(built, f"{compiler.title} on {_gpu_name(compiler)}, fp16, {agreement:.0f} dB")
+
+
+def _gpu_name(compiler: Compiler) -> str:
+    return compiler.gpu.partition(",")[0]
+
+
+def _build_missing(compiler: Compiler, keys: Sequence[cache.EngineKey], kept: _Stored, notice: Notice) -> _Stored:
+    """Build, check and keep the engines that are not there yet."""
+    built: _Stored = {}
+    for position, key in enumerate(keys):
+        if key not in kept:
+            what = f"the {key.network} for {_gpu_name(compiler)}, {key.batch} at a time ({position + 1} of {len(keys)})"
+            built[key] = _build(key, compiler, what, notice)
+    return built
 
 
 def _build(key: cache.EngineKey, compiler: Compiler, what: str, notice: Notice) -> cache.StoredEngine:
