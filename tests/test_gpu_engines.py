@@ -246,6 +246,18 @@ def test_an_engine_that_computes_something_else_is_refused_and_not_kept(folder: 
     assert not folder.exists() or not list(folder.iterdir())
 
 
+def test_whatever_a_compiler_raises_the_next_engine_gets_its_turn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(_Compiler):
+        def build(self, network: NetworkName, batch: int) -> bytes:
+            raise RuntimeError("CUDA error: out of memory\nand much more")
+
+    monkeypatch.setattr(prepare, "compiler_for", lambda *_: Broken())
+    with pytest.raises(EngineError, match=r"segmenter: RuntimeError: CUDA error: out of memory$"):
+        load("segmenter", EngineChoice("torch-tensorrt", "cuda:0"))
+
+
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file"))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
 
-from unmask.errors import EngineError
+from unmask.errors import EngineError, UnmaskError
 from unmask.models.engine import Engine, NetworkName, cache_folder, weights_file
 from unmask.models.engines import cache, parity
 from unmask.models.engines.build import build_plan
@@ -40,11 +40,11 @@ class Compiler(ABC):
 
     @abstractmethod
     def build(self, network: NetworkName, batch: int) -> bytes:
-        """Compile a network. Raises EngineError."""
+        """Compile a network."""
 
     @abstractmethod
     def open(self, built: dict[int, bytes], description: str) -> Engine:
-        """The engine of what was built for some batch sizes. Raises EngineError where it cannot be loaded."""
+        """The engine of what was built for some batch sizes."""
 
 
 class TensorRtCompiler(Compiler):
@@ -97,22 +97,22 @@ class TorchTensorRtCompiler(Compiler):
     def build(self, network: NetworkName, batch: int) -> bytes:
         from unmask.models.engines.torch_runtime import build_program
 
-        with _as_engine_error():
-            return build_program(network, batch, self._device)
+        return build_program(network, batch, self._device)
 
     def open(self, built: dict[int, bytes], description: str) -> Engine:
         from unmask.models.engines.torch_runtime import TorchTensorRtEngine, load_program
 
-        with _as_engine_error():
-            programs = {batch: load_program(data) for batch, data in built.items()}
-            return TorchTensorRtEngine(programs, self._device, description)
+        programs = {batch: load_program(data) for batch, data in built.items()}
+        return TorchTensorRtEngine(programs, self._device, description)
 
 
 @contextmanager
 def _as_engine_error() -> Iterator[None]:
-    """What a compiler of PyTorch's raises may be anything."""
+    """What compilers and drivers raise may be anything; the next engine must get its turn all the same."""
     try:
         yield
+    except UnmaskError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise EngineError(f"{type(error).__name__}: {reason}") from error
@@ -156,14 +156,16 @@ def prepare(network: NetworkName, compiler: Compiler, notice: Notice) -> Engine:
     weights = hashlib.sha256(weights_file(f"{network}.{compiler.source}").read_bytes()).hexdigest()
     keys = [cache.EngineKey(network, compiler.title, weights, batch, "fp16", compiler.gpu) for batch in BATCHES]
     kept = {key: stored for key in keys if (stored := cache.read(key, cache_folder()))}
-    stored = kept | _build_missing(compiler, keys, kept, notice)
+    complete = kept | _build_missing(compiler, keys, kept, notice)
     try:
-        return _open(compiler, stored)
+        with _as_engine_error():
+            return _open(compiler, complete)
     except EngineError:
         if not kept:
             raise
     notice(f"{compiler.title} cannot load what was compiled earlier; it is compiled again")
-    return _open(compiler, _build_missing(compiler, keys, {}, notice))
+    with _as_engine_error():
+        return _open(compiler, _build_missing(compiler, keys, {}, notice))
 
 
 _Stored = dict[cache.EngineKey, cache.StoredEngine]
@@ -191,8 +193,9 @@ def _build_missing(compiler: Compiler, keys: Sequence[cache.EngineKey], kept: _S
 
 def _build(key: cache.EngineKey, compiler: Compiler, what: str, notice: Notice) -> cache.StoredEngine:
     network: NetworkName = "segmenter" if key.network == "segmenter" else "inpainter"
-    data = _patiently(lambda: compiler.build(network, key.batch), f"{compiler.title} compiles {what}", notice)
-    stored = cache.StoredEngine(data, parity.check(network, compiler.open({key.batch: data}, ""), key.batch))
+    with _as_engine_error():
+        data = _patiently(lambda: compiler.build(network, key.batch), f"{compiler.title} compiles {what}", notice)
+        stored = cache.StoredEngine(data, parity.check(network, compiler.open({key.batch: data}, ""), key.batch))
     try:
         cache.write(key, stored, cache_folder())
     except OSError as error:
