@@ -53,7 +53,7 @@ def round_trip(address: str, frames: list[U8], rounds: int) -> None:
     Before each of the two there is a short rest, as between the frames of a camera: a process that never sleeps is
     treated worse by a busy machine than one that does.
     """
-    stream = FaceStream(Settings("cpu"), SharedEngines(Settings("cpu")), Limits(), lambda step, seconds: None)
+    stream = FaceStream(Settings("cpu"), SharedEngines(Settings("cpu"), print), Limits(), lambda step, seconds: None)
     for shared in (True, False):
         served, worked, local = [], [], []
         with Client(address, shared_memory=shared) as unmask:

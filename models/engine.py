@@ -1,12 +1,14 @@
-"""One call, several engines: OpenVINO on a processor, PyTorch as the reference and on an NVIDIA GPU.
+"""One call, several engines: OpenVINO on a processor; TensorRT, Torch-TensorRT and PyTorch on an NVIDIA GPU.
 
-An engine takes and gives the 8-bit arrays described in `unmask.models.runtime`.
+An engine takes and gives the 8-bit arrays described in `unmask.models.runtime`. PyTorch in float32 is the reference
+that all others are checked against. Those for GPUs are in `unmask.models.engines`.
 """
 
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +21,7 @@ from unmask.errors import EngineError, UserError
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
-EngineName = Literal["openvino", "torch"]
+EngineName = Literal["tensorrt", "torch-tensorrt", "torch", "openvino"]
 NetworkName = Literal["segmenter", "inpainter"]
 NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
 
@@ -143,11 +145,18 @@ class EngineChoice:
         engine: its name.
         device: "cpu" or "cuda:N".
         why_not_better: a line for each faster engine that was passed over.
+        otherwise: what to take where it cannot be loaded, best first; empty where the user named the engine.
     """
 
     engine: EngineName
     device: str
-    why_not_better: tuple[str, ...]
+    why_not_better: tuple[str, ...] = ()
+    otherwise: "tuple[EngineChoice, ...]" = ()
+
+
+GPU_ENGINES: Final[tuple[EngineName, ...]] = ("tensorrt", "torch-tensorrt", "torch")
+"""Fastest first."""
+ENGINES: Final[tuple[EngineName, ...]] = (*GPU_ENGINES, "openvino")
 
 
 def has_nvidia_gpu() -> bool:
@@ -166,35 +175,111 @@ def cuda_problem() -> str | None:
     return None
 
 
-def choose(device: str = "auto") -> EngineChoice:
-    """Pick the engine for a device.
-
-    Args:
-        device: "auto", "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        UserError: another value, or a GPU was asked for and there is none.
-    """
+def engine_problem(engine: EngineName, device: str) -> str | None:
+    """Why an engine cannot run on a device, "cpu" or "cuda:N", of this machine; None where it can."""
     if device == "cpu":
-        return EngineChoice("openvino", "cpu", ())
-    if device == "auto":
-        # Frames are decoded, warped and encoded on the processor in this version, and the GPU engine is not measured.
-        reason = "GPU not used: this version has no TensorRT engine; --device cuda runs the networks under PyTorch"
-        return EngineChoice("openvino", "cpu", (reason,) if has_nvidia_gpu() else ())
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise UserError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
-    if problem := cuda_problem():
-        raise UserError(f"--device {device}: {problem}; use --device cpu")
+        if engine == "openvino":
+            return None
+        return _missing_packages() if engine == "torch" else f"{engine} needs an NVIDIA GPU"
+    if engine == "openvino":
+        return "OpenVINO runs on the processor only"
+    number = int(device.partition(":")[2] or 0)
+    if engine == "torch":
+        return _missing_packages() or cuda_problem() or _missing_gpu(number)
+    from unmask.models.engines.prepare import problem
+
+    return problem(engine, number)
+
+
+def _missing_packages() -> str | None:
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed (pip install 'unmask[gpu]')" if missing else None
+
+
+def _missing_gpu(number: int) -> str | None:
     import torch
 
-    if int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
-    return EngineChoice("torch", f"cuda:{number or 0}", ("TensorRT engines are not part of this version",))
+    count = torch.cuda.device_count()
+    return None if number < count else f"this machine has {count} GPU(s), counted from 0"
 
 
-def load(network: NetworkName, choice: EngineChoice, threads: int = 0) -> Engine:
-    """Load a network on the chosen engine. Raises EngineError where it cannot be loaded."""
+def choose(device: str = "auto", engine: str = "auto") -> EngineChoice:
+    """Pick the engine, the fastest that can run.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N". Where it is "auto", a GPU is used if there is one.
+        engine: "auto" or one of `ENGINES`, and then that one or none.
+
+    Raises:
+        UserError: another value, or what was asked for cannot run here.
+    """
+    kind, _, number = device.partition(":")
+    if device not in {"auto", "cpu"} and (kind != "cuda" or (number and not number.isdigit())):
+        raise UserError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
+    if engine == "auto":
+        return _choose_fastest(device)
+    named = next((name for name in ENGINES if name == engine), None)
+    if named is None:
+        raise UserError(f"unknown engine '{engine}': use auto, {', '.join(ENGINES)}")
+    places = {"auto": ("cpu",) if named == "openvino" else ("cuda:0", "cpu"), "cpu": ("cpu",)}
+    reasons: list[str] = []
+    for place in places.get(device, (f"cuda:{number or 0}",)):
+        reason = engine_problem(named, place)
+        if reason is None:
+            return EngineChoice(named, place, tuple(reasons))
+        reasons.append(f"{named} not on {place}: {reason}")
+    raise UserError(f"--engine {engine}: {reasons[0].partition(': ')[2]}; `unmask doctor` says what can run here")
+
+
+def _choose_fastest(device: str) -> EngineChoice:
+    if device == "cpu" or (device == "auto" and not has_nvidia_gpu()):
+        return EngineChoice("openvino", "cpu")
+    place = "cuda:0" if device in {"auto", "cuda"} else device
+    usable: list[EngineChoice] = []
+    reasons: list[str] = []
+    for name in GPU_ENGINES:
+        reason = engine_problem(name, place)
+        if reason is None:
+            usable.append(EngineChoice(name, place, tuple(reasons)))
+        elif not usable:
+            reasons.append(f"{name} not used: {reason}")
+    if device == "auto":
+        usable.append(EngineChoice("openvino", "cpu", tuple(reasons)))
+    if not usable:
+        raise UserError(f"--device {device}: {'; '.join(reasons)}; use --device cpu")
+    return replace(usable[0], otherwise=tuple(usable[1:]))
+
+
+def _discard(line: str) -> None:
+    del line
+
+
+def load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None] = _discard) -> Engine:
+    """Load a network on the chosen engine, or on the next one where that fails.
+
+    Args:
+        network: which.
+        choice: made by `choose`.
+        notice: takes a line for the user: what is being compiled, which engine failed and why.
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    for candidate, following in zip((choice, *choice.otherwise), (*choice.otherwise, None), strict=True):
+        try:
+            return _load(network, candidate, notice)
+        except EngineError as error:
+            if following is None:
+                raise EngineError(f"{candidate.engine} cannot run the {network}: {error}") from error
+            notice(f"{candidate.engine} not used for the {network}: {error}; {following.engine} is used")
+    raise AssertionError("there is always a last candidate")
+
+
+def _load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
     if choice.engine == "openvino":
-        return OpenVinoEngine(network, threads)
-    return TorchEngine(network, choice.device)
+        return OpenVinoEngine(network)
+    if choice.engine == "torch":
+        return TorchEngine(network, choice.device)
+    from unmask.models.engines.prepare import compiler_for, prepare
+
+    return prepare(network, compiler_for(choice.engine, choice.device), notice)

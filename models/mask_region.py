@@ -29,6 +29,6 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
         return np.zeros(probability.shape, np.uint8)
     count, labels, figures, _ = cv2.connectedComponentsWithStats(np.asarray(probability >= _LIKELY, np.uint8))
     kept = np.zeros(count, np.uint8)
-    kept[np.unique(labels[sure])] = 255
+    kept[labels[sure]] = 255
     kept[figures[:, cv2.CC_STAT_AREA] < smallest_px] = 0
     return np.asarray(kept[labels], np.uint8)

@@ -1,6 +1,7 @@
 """The networks as they run: 8-bit pictures in, 8-bit pictures out, so that every engine does the same arithmetic.
 
-N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline.
+N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline. The first
+operation makes numbers of bytes, the last one bytes of numbers: TensorRT knows bytes at the edges of a network only.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from typing import Final
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.inpainter import Inpainter
@@ -18,7 +18,7 @@ from unmask.models.segmenter import Segmenter
 
 
 def _to_planes(rgb: Tensor, dtype: torch.dtype) -> Tensor:
-    return rgb.permute(0, 3, 1, 2).to(dtype) * (1.0 / 255.0)
+    return rgb.to(dtype).permute(0, 3, 1, 2) * (1.0 / 255.0)
 
 
 def _to_bytes(x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class SegmenterRuntime(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         planes = _to_planes(rgb, next(self.network.parameters()).dtype)
-        return _to_bytes(self.network(planes)[:, 0].sigmoid())
+        return _to_bytes(self.network(planes).sigmoid()[:, 0])
 
 
 class InpainterRuntime(nn.Module):
@@ -52,8 +52,8 @@ class InpainterRuntime(nn.Module):
 
     def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
         dtype = next(self.network.parameters()).dtype
-        hidden = mask[:, None].to(dtype) * (1.0 / 255.0)
-        return _to_bytes(self.network(_to_planes(rgb, dtype), hidden)).permute(0, 2, 3, 1)
+        hidden = mask.to(dtype)[:, None] * (1.0 / 255.0)
+        return _to_bytes(self.network(_to_planes(rgb, dtype), hidden).permute(0, 2, 3, 1))
 
 
 Runtime = SegmenterRuntime | InpainterRuntime

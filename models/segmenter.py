@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.blocks import ConvNorm, Residual, Up
+from unmask.models.enlarge import doubled
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,6 @@ class Segmenter(nn.Module):
         y2 = self.dec2(self.up2(x3, x2))
         y1 = self.dec1(self.up1(y2, x1))
         y0 = F.relu(self.dec0(self.up0(y1, x0)))
-        coarse = F.interpolate(F.pixel_shuffle(self.head(y0), 2), scale_factor=2.0, mode="bilinear")
+        coarse = doubled(F.pixel_shuffle(self.head(y0), 2))
         near = self.fine(self.fine_up(y0, self.fine_stem(F.pixel_unshuffle(x, 2))))
         return (coarse + F.pixel_shuffle(self.fine_head(near), 2)).float()

@@ -63,7 +63,7 @@ class Canvas:
         chroma = _PlaneSpec((1 << sx, 1 << sy), sharp=False)
         self._specs = [_PlaneSpec((1, 1), sharp=True)] + [chroma, chroma] * layout.pixel_format.planar
         self._block = np.array(self._specs[-1].block)
-        self._rgb_from_yuv = _rgb_from_yuv(layout)
+        self._rgb_from_yuv = rgb_from_yuv(layout)
         self._yuv_from_rgb = inverse_affine(self._rgb_from_yuv)
 
     def crop(self, frame: Frame, crop_from_frame: F64, out: U8) -> None:
@@ -77,7 +77,7 @@ class Canvas:
         size = (out.shape[1], out.shape[0])
         warped = []
         for plane, (block, sharp) in zip(frame.planes, self._specs, strict=True):
-            out_from_plane = _compose(crop_from_frame, _frame_from_plane(block))
+            out_from_plane = compose(crop_from_frame, frame_from_plane(block))
             warped.append(_warp(plane, out_from_plane, size, cv2.BORDER_REPLICATE, sharp))
         out[...] = self._to_rgb(warped)
 
@@ -153,7 +153,7 @@ class Canvas:
     def _covered(self, frame_from_crop: F64, alpha: U8) -> _Roi | None:
         """The part of the frame that `alpha` can touch, None where it touches nothing."""
         x, y, width, height = cv2.boundingRect(alpha)
-        spread = 1 + (1 / _rescaling(frame_from_crop, sharp=False)).max()  # how far resampling carries a sample
+        spread = 1 + (1 / rescaling_of(frame_from_crop, sharp=False)).max()  # how far resampling carries a sample
         corners = np.array([(x, y), (x + width, y), (x, y + height), (x + width, y + height)], np.float64)
         corners += np.sign(corners - (x + width / 2, y + height / 2)) * spread
         in_frame = corners @ frame_from_crop[:, :2].T + frame_from_crop[:, 2]
@@ -165,7 +165,7 @@ class Canvas:
         return _Roi(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
 
 
-def _rgb_from_yuv(layout: Layout) -> F64:
+def rgb_from_yuv(layout: Layout) -> F64:
     """(3, 4) float64: [R G B] = M @ [Y U V 1], from samples of the layout to 0..255."""
     kr, kb = _LUMA_WEIGHTS[layout.matrix]
     from_ratio = np.array(
@@ -191,7 +191,7 @@ def _transform(samples: Samples, matrix: F64, dtype: np.dtype[Any]) -> Samples:
     return cv2.convertScaleAbs(wide) if dtype == np.uint8 else np.asarray(np.minimum(wide, 1023))
 
 
-def _compose(outer: F64, inner: F64) -> F64:
+def compose(outer: F64, inner: F64) -> F64:
     """The (2, 3) affine map that applies `inner`, then `outer`."""
     return np.column_stack([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2] + outer[:, 2]])
 
@@ -202,13 +202,13 @@ def inverse_affine(affine: F64) -> F64:
     return np.column_stack([linear, -linear @ affine[:, -1]])
 
 
-def _frame_from_plane(block: tuple[int, int], start: tuple[int, int] = (0, 0)) -> F64:
+def frame_from_plane(block: tuple[int, int], start: tuple[int, int] = (0, 0)) -> F64:
     """From samples of a plane to px of the frame; a sample covers `block` px and the first one begins at `start`."""
     (bx, by), (x, y) = block, start
     return np.array([[bx, 0.0, x + (bx - 1) / 2], [0.0, by, y + (by - 1) / 2]])
 
 
-def _rescaling(target_from_source: F64, sharp: bool) -> F64:
+def rescaling_of(target_from_source: F64, sharp: bool) -> F64:
     """By how much to resize the source, in x and in y, before it is sampled: 1/n where it shrinks, n where it grows."""
     magnified = np.maximum(np.linalg.norm(target_from_source[:, :2], axis=0), 1e-6)
     reduction = np.floor(1 / magnified + 2 - _MAX_MINIFICATION).clip(1)
@@ -222,10 +222,10 @@ def _warp(source: Samples, target_from_source: F64, size: tuple[int, int], borde
     `size` is (width, height) of the result. Bicubic is done by enlarging to whole multiples, several times as fast as
     OpenCV's bicubic warp.
     """
-    rescaling = _rescaling(target_from_source, sharp)
+    rescaling = rescaling_of(target_from_source, sharp)
     if (rescaling != 1).any():
         source, source_from_rescaled = _rescaled(source, target_from_source, size, rescaling)
-        target_from_source = _compose(target_from_source, source_from_rescaled)
+        target_from_source = compose(target_from_source, source_from_rescaled)
     return np.asarray(cv2.warpAffine(source, target_from_source, size, flags=cv2.INTER_LINEAR, borderMode=border))
 
 
@@ -260,8 +260,8 @@ def _warp_to_roi(
 ) -> Samples:
     """Sample a crop where one plane of the frame has its samples, in `roi`."""
     size = ((roi.x1 - roi.x0) // block[0], (roi.y1 - roi.y0) // block[1])
-    plane_from_frame = inverse_affine(_frame_from_plane(block, (roi.x0, roi.y0)))
-    return _warp(source, _compose(plane_from_frame, frame_from_source), size, border, sharp)
+    plane_from_frame = inverse_affine(frame_from_plane(block, (roi.x0, roi.y0)))
+    return _warp(source, compose(plane_from_frame, frame_from_source), size, border, sharp)
 
 
 def _warp_alpha(alpha: U8, frame_from_crop: F64, roi: _Roi) -> U8:

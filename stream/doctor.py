@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+import av
 import cv2
 
 from unmask import __version__
@@ -20,8 +22,9 @@ from unmask.models import engine
 from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
+from unmask.stream.nvdec import nvdec_problem
 
-_PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt")
+_PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt", "torch-tensorrt")
 _LIVE_PACKAGES: Final = (
     ("--window", "pygame-ce"),
     ("--virtual-camera", "pyvirtualcam"),
@@ -50,6 +53,7 @@ def examine() -> tuple[Section, ...]:
         Section("Processors", tuple(_processors())),
         Section("GPU", tuple(_gpus())),
         Section("Engine", tuple(_engines())),
+        Section("Decoder", tuple(_decoders())),
         Section("Encoder", tuple(_encoders())),
         Section("Cameras", tuple(_cameras())),
         Section("Outputs of unmask live", tuple(_live_outputs())),
@@ -98,11 +102,28 @@ def _gpus() -> Iterator[str]:
 
 
 def _engines() -> Iterator[str]:
-    """What `--device auto` would run the networks with."""
+    """What `--device auto` would run the networks with, and whether each engine can run at all."""
     choice = engine.choose("auto")
-    precision = f", {engine.cpu_precision()}" if choice.engine == "openvino" else ""
-    yield f"{choice.engine} on {choice.device}{precision}"
-    yield from choice.why_not_better
+    yield f"{choice.engine} on {choice.device} is used"
+    for name in engine.ENGINES:
+        if name == "openvino":
+            yield f"openvino: on the CPU, {engine.cpu_precision()}"
+            continue
+        problem = engine.engine_problem(name, "cuda:0")
+        yield f"{name}: {problem or 'on cuda:0; nobody has run unmask with it yet'}"
+
+
+def _decoders() -> Iterator[str]:
+    """Whether the GPU decodes H.264, found out with a picture of it. Without one everything is decoded on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame(256, 256, "yuv420p")))
+            container.mux(stream.encode(None))
+        problem = nvdec_problem(path, 0, 0)
+    yield f"CPU; NVDEC does not decode h264 ({problem})" if problem else "NVDEC on cuda:0"
 
 
 def _encoders() -> Iterator[str]:

@@ -46,7 +46,7 @@ class EncodeOptions:
         crf: constant quality, lower is better and larger; None is the encoder's default.
         preset: speed, by the encoder's own names; None is the encoder's default.
         compare: write the source on the left and the result on the right.
-        gpu: try NVENC first.
+        gpu: try the GPU's decoder (NVDEC) and encoder (NVENC) first; each falls back alone, and says so.
     """
 
     codec: Codec | None = None

@@ -26,25 +26,27 @@ class SharedEngines:
 
     Args:
         settings: about the faces, as the streams will have them.
+        notice: takes each line that the user should know: which engine is used and why, what is being compiled.
 
     Raises:
         UserError: the device cannot be used.
         EngineError: a network cannot be loaded.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        choice = choose(settings.device)
-        self.notices = choice.why_not_better
-        self._engines = {network: BatchingEngine(load(network, choice)) for network in NETWORKS}
+    def __init__(self, settings: Settings, notice: Callable[[str], None]) -> None:
+        choice = choose(settings.device, settings.engine)
+        for reason in choice.why_not_better:
+            notice(reason)
+        self._engines = {network: BatchingEngine(load(network, choice, notice)) for network in NETWORKS}
         self.description = self._engines["inpainter"].description
         # The trackers' networks are loaded by the stages; the first client should not wait for them.
         first = FaceStream(settings, self, Limits(), lambda step, seconds: None)
         first.process(FrameRequest(0, "", "gray8", 64 * 64, 0.0, 64, 64), memoryview(bytes(64 * 64)))
         first.close()
 
-    def load(self, network: NetworkName, choice: EngineChoice) -> Engine:
+    def load(self, network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
         """What stages get in place of a network of their own."""
-        del choice  # every stream has the server's device
+        del choice, notice  # every stream has the server's device
         return self._engines[network]
 
 

@@ -67,7 +67,7 @@ class VideoDone:
         seconds: how long it took.
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
-        engine, encoder: what ran the networks and what wrote the video.
+        engine, decoder, encoder: what ran the networks, what read the video and what wrote it.
         cancelled: True where the user cut the run short.
         notices: the lines that the user saw.
         stages: per stage, milliseconds per frame.
@@ -87,6 +87,7 @@ class VideoDone:
     open_seconds: float
     fps: float
     engine: str
+    decoder: str
     encoder: str
     cancelled: bool
     notices: tuple[str, ...]
@@ -227,6 +228,7 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         open_seconds=round(result.open_seconds, 3),
         fps=round(result.frames / result.wall_seconds, 2),
         engine=summaries["inpaint"]["engine"],
+        decoder=summaries["decode"]["decoder"],
         encoder=summaries["encode"]["encoder"],
         cancelled=result.cancelled,
         notices=tuple(notices),

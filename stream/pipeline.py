@@ -21,10 +21,12 @@ class Settings:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_faces: how many faces of a frame are processed at most, the largest first.
+        engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
     """
 
     device: str = "auto"
     max_faces: int = 8
+    engine: str = "auto"
 
 
 def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
@@ -36,12 +38,13 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
     """
     return (
         Track(max_faces=settings.max_faces, spread=live),
-        Segment(settings.device),
-        Inpaint(settings.device),
+        Segment(settings.device, settings.engine),
+        Inpaint(settings.device, settings.engine),
         Smooth(),
     )
 
 
 def build(source: MediaInfo, output: Path, settings: Settings, options: EncodeOptions) -> tuple[Stage, ...]:
     """The pipeline from one video file to another; nothing is opened yet."""
-    return (Decode(source), *face_stages(settings), Encode(output, source, options))
+    gpu = int(settings.device.partition(":")[2] or 0) if options.gpu else None
+    return (Decode(source, gpu), *face_stages(settings), Encode(output, source, options))

@@ -623,7 +623,7 @@ def serving(options: ServeOptions, log: Log = lambda event, **fields: None) -> I
     Raises:
         UserError, EngineError: it cannot start.
     """
-    engines = SharedEngines(options.settings)
+    engines = SharedEngines(options.settings, lambda line: log("notice", text=line))
     with ExitStack() as stack:
         server = Server(options, engines, Metrics(engines.description), log)
         thread = threading.Thread(target=server.run, name="unmask-serve")

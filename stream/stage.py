@@ -15,10 +15,10 @@ def _discard(line: str) -> None:
     del line
 
 
-def _load(network: "NetworkName", choice: "EngineChoice") -> "Engine":
+def _load(network: "NetworkName", choice: "EngineChoice", notice: Callable[[str], None]) -> "Engine":
     from unmask.models.engine import load  # stages without a network are spared OpenVINO
 
-    return load(network, choice)
+    return load(network, choice, notice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,14 @@ class Context:
         layout: of every frame that will come.
         max_faces: how many faces a slot has room for.
         notice: takes one line for the user (which encoder was chosen and why, how many frames were lost).
-        load: gives a network; by default one of the stage's own, in `unmask serve` one that all streams share.
+        load: gives a network, and tells the third argument what the user should know; by default one of the stage's
+            own, in `unmask serve` one that all streams share.
     """
 
     layout: Layout
     max_faces: int = 8
     notice: Callable[[str], None] = field(default=_discard)
-    load: "Callable[[NetworkName, EngineChoice], Engine]" = field(default=_load)
+    load: "Callable[[NetworkName, EngineChoice, Callable[[str], None]], Engine]" = field(default=_load)
 
 
 class Stage(ABC):

@@ -1,6 +1,11 @@
 """The benchmarks measure what they say, on clips with as many masked faces as they say."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -11,10 +16,20 @@ from typer.testing import CliRunner
 from unmask.bench_cli import table
 from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
-from unmask.stream.bench import run
+from unmask.stream.bench import inside, run
 from unmask.stream.bench.clip import write_clip
+from unmask.stream.bench.figures import (
+    findings,
+    over_slowest,
+    overhead,
+    running_seconds,
+    slowest_stage,
+    work_ms,
+)
 from unmask.stream.bench.plots import draw
-from unmask.stream.bench.run import Case, Result, full_cases, measure, quick_cases
+from unmask.stream.bench.run import Case, Result, family, full_cases, measure, quick_cases
+from unmask.stream.frame import Frame, Layout
+from unmask.stream.stage import Context, Stage
 from unmask.stream.stills import crops_of_faces
 
 
@@ -28,33 +43,93 @@ def test_clip_holds_the_faces_it_should(faces: int, tmp_path: Path) -> None:
     assert len(crops_of_faces(np.asarray(frames[0], np.uint8))) == faces
 
 
+def measured(cases: Sequence[Case]) -> list[Result]:
+    left_out: list[str] = []
+    results = list(measure(cases, "cpu", "auto", lambda case: None, left_out.append))
+    assert left_out == []
+    return results
+
+
 def test_cases_are_measured_with_the_program_itself(tmp_path: Path) -> None:
     cases = (
         Case(name="one face", lines=480, frames=4),
         Case(name="no face", lines=480, faces=0, frames=4),
-        Case(name="decode and encode alone", lines=480, frames=4, floor=True),
+        Case(name="decode and encode alone", kind="floor", lines=480, frames=4),
+        Case(name="stages called directly", kind="direct", lines=480, frames=4),
     )
-    announced: list[Case] = []
-    one, none, floor = measure(cases, "cpu", announced.append)
-    assert announced == list(cases)
-    assert one.masks_removed == 4
+    results = measured(cases)
+    one, none, floor, direct = results
+    assert [result.case for result in results] == list(cases)
+    assert one.masks_removed == direct.masks_removed == 4
     assert none.masks_removed == floor.masks_removed == 0
-    assert list(one.stages) == ["decode", "track", "segment", "inpaint", "smooth", "encode"]
+    assert list(one.stages) == list(direct.stages) == ["decode", "track", "segment", "inpaint", "smooth", "encode"]
     assert list(floor.stages) == ["decode", "encode"]
-    for result in (one, none, floor):
+    assert 0 < direct.work_seconds < direct.cpu_seconds
+    for result in results:
         assert 0 < result.outside_seconds < result.wall_seconds
-        assert result.fps == pytest.approx(4 / (result.wall_seconds - result.outside_seconds), rel=0.01)
+        assert result.fps == pytest.approx(4 / running_seconds(result), rel=0.01)
         assert 50 < result.memory_mb < 2000
-    text = table([one, none, floor]).splitlines()
-    assert len(text) == 4
+        assert result.cpu_seconds > 0
+    text = table(results).splitlines()
+    assert len(text) == 5
     assert len({len(line) for line in text}) == 1
-    assert {path.name for path in draw([one, none, floor], tmp_path / "plots")} == {"stages.png", "fps.png"}
+    assert {path.name for path in draw(results, tmp_path / "plots")} == {"stages.png", "cost.png"}
+
+
+def test_loops_that_people_write_do_the_same_work_in_the_same_run() -> None:
+    cases = [Case(name=kind, kind=kind, lines=480, frames=4) for kind in ("eager", "onnx", "telea")]  # type: ignore[arg-type]
+    for result in measured(cases):
+        assert result.masks_removed == 4
+        assert result.fps == pytest.approx(3 / running_seconds(result), rel=0.01)
+
+
+def test_live_latency_comes_with_its_distribution(tmp_path: Path) -> None:
+    (live,) = measured([Case(name="live", kind="live", lines=480, frames=40)])
+    assert 0 < live.latency_ms["p50"] <= live.latency_ms["p95"] <= live.latency_ms["p99"]
+    assert len(live.latency_percentiles_ms) == 101
+    assert live.latency_percentiles_ms == sorted(live.latency_percentiles_ms)
+    assert live.latency_percentiles_ms[50] == pytest.approx(live.latency_ms["p50"])
+    assert "latency p50" in table([live])
+    assert (tmp_path / "latency.png") in draw([live], tmp_path)
+
+
+def test_memory_of_processes_counts_all_of_them_and_codecs_are_chosen() -> None:
+    threads, processes = measured(
+        [
+            Case(name="threads", lines=480, frames=10, codec="hevc"),
+            Case(name="processes", lines=480, frames=10, processes=True, codec="av1"),
+        ]
+    )
+    assert (threads.encoder, processes.encoder) == ("libx265", "libsvtav1")
+    assert processes.memory_mb > threads.memory_mb
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    left_out: list[str] = []
+    cases = [Case(name="PyTorch loop", kind="eager")]
+    assert list(measure(cases, "cpu", "auto", lambda case: None, left_out.append)) == []
+    assert left_out == ["PyTorch loop: left out, torch and safetensors not installed"]
+
+
+def test_the_family_of_a_process_holds_its_grandchildren() -> None:
+    code = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '30']);"
+        "print(p.pid, flush=True); sys.stdin.read(); p.kill()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        assert {os.getpid(), child.pid, grandchild} <= family(os.getpid())
+        assert family(child.pid) == {child.pid, grandchild}
+        child.communicate("")
 
 
 def test_a_failed_run_is_an_error_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "write_clip", lambda path, *_: path.write_bytes(b"no video"))
     with pytest.raises(UnmaskError, match="'broken' failed: unmask"):
-        list(measure([Case(name="broken", lines=480, frames=1)], "cpu", lambda case: None))
+        measured([Case(name="broken", lines=480, frames=1)])
 
 
 def test_every_case_has_a_name_of_its_own() -> None:
@@ -77,10 +152,81 @@ def test_report_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError)
 
 
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def result(name: str = "x", *, stages: dict[str, float] | None = None, **figures: object) -> Result:
+    """A result with stages of so many milliseconds; the rest as given."""
+    case = Case(name=name, **{key: figures.pop(key) for key in list(figures) if key in Case.__struct_fields__})  # type: ignore[arg-type]
+    known: dict[str, object] = {
+        "fps": 10.0, "wall_seconds": 2.0, "outside_seconds": 1.0, "memory_mb": 100.0, "cpu_seconds": 3.0,
+        "masks_removed": 7, "engine": "e", "encoder": "c",
+        "stages": {key: dict.fromkeys(("mean", "p50", "p95", "p99"), value) for key, value in (stages or {}).items()},
+    }  # fmt: skip
+    return Result(case=case, **(known | figures))  # type: ignore[arg-type]
+
+
 def test_work_and_slowest_stage_are_sums_and_maxima() -> None:
-    stage = {"mean": 5.0, "p50": 5.0, "p95": 5.0, "p99": 5.0}
-    result = Result(
-        case=Case(name="x"), fps=10, wall_seconds=2, outside_seconds=1, memory_mb=100, cpu_seconds=3, masks_removed=7,
-        engine="e", encoder="c", stages={"decode": stage, "track": stage | {"mean": 7.5}},
-    )  # fmt: skip
-    assert table([result]).splitlines()[1].endswith("12.5, track 7.5")
+    one = result(stages={"decode": 5.0, "track": 7.5})
+    assert (work_ms(one), slowest_stage(one)) == (12.5, ("track", 7.5))
+    assert table([one]).splitlines()[1].endswith("12.5, track 7.5")
+
+
+def test_overhead_is_what_the_pipeline_takes_beyond_the_stages_work() -> None:
+    # Two seconds to start, 30 ms of work per frame, and 3 ms of messages per frame in the pipeline.
+    direct = result(kind="direct", frames=100, cpu_seconds=2 + 100 * 0.030, work_seconds=100 * 0.030)
+    piped = result(frames=200, cpu_seconds=2 + 200 * 0.033)
+    assert overhead(piped, direct) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("stage_ms", "cpu_seconds", "expected"), [(8.0, 11.0, 1.25), (5.0, 17.0, 1.25)])
+def test_wall_is_compared_with_the_slowest_stage_or_with_all_cores(
+    stage_ms: float, cpu_seconds: float, expected: float
+) -> None:
+    """Ten seconds for 1000 frames on two cores: a stage busy for 8 s, or cores busy for 16 s together."""
+    one = result(frames=1000, wall_seconds=11.0, cpu_seconds=cpu_seconds, stages={"a": 1.0, "b": stage_ms})
+    start = result(frames=1, cpu_seconds=1.0)
+    assert over_slowest(one, start, 2) == pytest.approx(expected)
+
+
+def test_comparisons_are_made_of_the_cases_that_belong_together() -> None:
+    results = [
+        result("cold", frames=1, cold=True, cpu_seconds=9.0),
+        result("start", frames=1, cpu_seconds=1.0),
+        result("floor", kind="floor", fps=120.0),
+        result("one", fps=60.0, frames=100, wall_seconds=2.7, stages={"a": 10.0}, cpu_seconds=4.0),
+        result("one, processes", fps=50.0, processes=True),
+        result("one, 1080p", fps=30.0, lines=1080),
+        result("four", faces=4, fps=30.0),
+        result("loop", kind="eager", fps=15.0),
+        result("direct", kind="direct", frames=100, cpu_seconds=3.6, work_seconds=2.6),
+    ]
+    assert findings(results, cores=2) == {
+        "overhead of pipeline and transport over the stages' own work": round((4.0 - 3.6) / 2.6, 3),
+        "wall over the slowest resource": round(1.7 / 1.5, 3),
+        "time of four faces over one": 2.0,
+        "time over decode and encode alone": 2.0,
+        "times as fast as the PyTorch loop": 4.0,
+    }
+    assert findings(results[:3], cores=2) == {}
+
+
+def test_known_sleeps_give_known_percentiles() -> None:
+    """A stage that sleeps 2 ms, and 20 ms at every tenth frame, measured by the loop of the benchmark itself."""
+
+    class Sleeper(Stage):
+        name = "sleeper"
+
+        def process(self, frame: Frame) -> list[Frame]:
+            time.sleep(0.020 if frame.index % 10 == 9 else 0.002)
+            return [frame] if frame.index < 60 else []
+
+    durations = inside._carry([Sleeper()], Context(Layout(16, 16), 1))
+    timing = durations["sleeper"].timing()
+    assert timing.count == 60
+    assert 2.0 <= timing.p50_ms < 10.0  # sleeps take longer on a busy machine, never less
+    assert timing.p95_ms >= 20.0
+    assert timing.mean_ms >= 0.9 * 2.0 + 0.1 * 20.0
+    ordered = durations["sleeper"].percentiles_ms()
+    assert ordered[50] == pytest.approx(timing.p50_ms, abs=0.001)
+    assert ordered[100] >= ordered[95] >= 20.0

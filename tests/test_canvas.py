@@ -1,5 +1,6 @@
 """Cutting faces out of frames and putting them back."""
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import av
@@ -7,13 +8,48 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from faces import Portrait
+from tolerances import CANVAS_MEAN, CANVAS_SHARE
 
 from unmask.models.geometry import CROP_SIZE
 from unmask.stream.canvas import Canvas
+from unmask.stream.canvas_torch import TorchCanvas, planes_of_nv12
 from unmask.stream.frame import PIXEL_FORMATS, Face, Frame, Layout, Matrix
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
+MakeCanvas = Callable[[Layout], "Canvas | OnTensors"]
+
+
+class OnTensors:
+    """`TorchCanvas` with the interface of `Canvas`: one face of a frame in the processor's memory."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._canvas = TorchCanvas(layout)
+
+    def crop(self, frame: Frame, crop_from_frame: F64, out: U8) -> None:
+        self._canvas.crop(self._planes(frame), crop_from_frame[None], torch.from_numpy(out)[None])
+
+    def paste(self, frame: Frame, crop_from_frame: F64, rgb: U8, alpha: U8) -> None:
+        pictures = torch.from_numpy(rgb)[None], torch.from_numpy(alpha)[None]
+        self._canvas.paste(self._planes(frame), crop_from_frame[None], *pictures)
+
+    def downscaled_rgb(self, frame: Frame, max_side: int) -> tuple[U8, float]:
+        small, scale = self._canvas.downscaled_rgb(self._planes(frame), max_side)
+        return small.numpy(), scale
+
+    @staticmethod
+    def _planes(frame: Frame) -> list[torch.Tensor]:
+        return [torch.from_numpy(plane) for plane in frame.planes]
+
+
+@pytest.fixture(params=[Canvas, OnTensors], ids=["opencv", "torch"])
+def make_canvas(request: pytest.FixtureRequest) -> MakeCanvas:
+    """Both implementations of the canvas: every test of what a canvas does is for both."""
+    made: MakeCanvas = request.param
+    return made
+
 
 FFMPEG_COLORSPACE = {Matrix.BT601: 5, Matrix.BT709: 1, Matrix.BT2020: 9}
 FFMPEG_RANGE = {False: 1, True: 2}
@@ -80,11 +116,11 @@ def new_crop() -> U8:
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("matrix", list(Matrix))
 @pytest.mark.parametrize("name", list(PIXEL_FORMATS))
-def test_colours_are_those_of_ffmpeg(name: str, matrix: Matrix, full_range: bool) -> None:
+def test_colours_are_those_of_ffmpeg(name: str, matrix: Matrix, full_range: bool, make_canvas: MakeCanvas) -> None:
     rgb = smooth_picture(192, 128)
     layout = Layout(192, 128, name, matrix, full_range)
     seen = np.zeros_like(rgb)
-    Canvas(layout).crop(frame_of(rgb, layout), np.eye(2, 3), seen)
+    make_canvas(layout).crop(frame_of(rgb, layout), np.eye(2, 3), seen)
     error = np.abs(seen.astype(int) - rgb)
     assert error.mean() < 1.2
     # FFmpeg takes 4:2:0 and 4:2:2 chroma to lie on the left sample, half a px from the middle of its block.
@@ -92,11 +128,11 @@ def test_colours_are_those_of_ffmpeg(name: str, matrix: Matrix, full_range: bool
 
 
 @pytest.mark.parametrize("name", list(PIXEL_FORMATS))
-def test_pasting_what_was_cropped_changes_little(name: str) -> None:
+def test_pasting_what_was_cropped_changes_little(name: str, make_canvas: MakeCanvas) -> None:
     layout = Layout(480, 360, name)
     frame = frame_of(smooth_picture(480, 360), layout)
     before = [plane.copy() for plane in frame.planes]
-    canvas, matrix, crop = Canvas(layout), face_crop((230, 170), 300, 13), new_crop()
+    canvas, matrix, crop = make_canvas(layout), face_crop((230, 170), 300, 13), new_crop()
     canvas.crop(frame, matrix, crop)
     canvas.paste(frame, matrix, crop, np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8))
     step = 1 << (layout.pixel_format.bits - 8)
@@ -108,7 +144,7 @@ def test_pasting_what_was_cropped_changes_little(name: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (161, 121), (1, 1)])
 @pytest.mark.parametrize("name", list(PIXEL_FORMATS))
-def test_nothing_changes_where_alpha_is_zero(name: str, width: int, height: int) -> None:
+def test_nothing_changes_where_alpha_is_zero(name: str, width: int, height: int, make_canvas: MakeCanvas) -> None:
     layout = Layout(width, height, name)
     rng = np.random.default_rng(1)
     frame = empty_frame(layout)
@@ -117,10 +153,10 @@ def test_nothing_changes_where_alpha_is_zero(name: str, width: int, height: int)
     before = [plane.copy() for plane in frame.planes]
     matrix = face_crop((width / 2, height / 2), 0.5 * width, 20)
     painted, alpha = rng.integers(0, 256, (CROP_SIZE, CROP_SIZE, 3), np.uint8), round_alpha()
-    Canvas(layout).paste(frame, matrix, painted, np.zeros_like(alpha))
+    make_canvas(layout).paste(frame, matrix, painted, np.zeros_like(alpha))
     assert all(np.array_equal(plane, old) for plane, old in zip(frame.planes, before, strict=True))
 
-    Canvas(layout).paste(frame, matrix, painted, alpha)
+    make_canvas(layout).paste(frame, matrix, painted, alpha)
     y, x = np.mgrid[:height, :width]
     outside = np.hypot(x - width / 2, y - height / 2) > 0.5 * width * 110 / CROP_SIZE + 3
     sx, sy = layout.pixel_format.subsampling
@@ -131,10 +167,10 @@ def test_nothing_changes_where_alpha_is_zero(name: str, width: int, height: int)
 
 
 @pytest.mark.parametrize("name", list(PIXEL_FORMATS))
-def test_opaque_paint_has_the_painted_colour(name: str) -> None:
+def test_opaque_paint_has_the_painted_colour(name: str, make_canvas: MakeCanvas) -> None:
     layout = Layout(400, 300, name)
     frame = frame_of(smooth_picture(400, 300), layout)
-    canvas, matrix = Canvas(layout), face_crop((200, 150), 120)
+    canvas, matrix = make_canvas(layout), face_crop((200, 150), 120)
     painted = np.full((CROP_SIZE, CROP_SIZE, 3), (200, 120, 60), np.uint8)
     canvas.paste(frame, matrix, painted, np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8))
     seen = new_crop()
@@ -144,10 +180,12 @@ def test_opaque_paint_has_the_painted_colour(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rgb24", "yuv420p", "yuv422p10le"])
 @pytest.mark.parametrize("centre", [(0, 0), (159, 90), (80, 121), (-30, 60)])
-def test_a_face_across_the_edge_is_cut_and_pasted(name: str, centre: tuple[float, float]) -> None:
+def test_a_face_across_the_edge_is_cut_and_pasted(
+    name: str, centre: tuple[float, float], make_canvas: MakeCanvas
+) -> None:
     layout = Layout(161, 121, name)
     frame = smooth_frame(layout)
-    canvas, matrix, crop = Canvas(layout), face_crop(centre, 100), new_crop()
+    canvas, matrix, crop = make_canvas(layout), face_crop(centre, 100), new_crop()
     before = [plane.copy() for plane in frame.planes]
     canvas.crop(frame, matrix, crop)
     canvas.paste(frame, matrix, crop, np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8))
@@ -157,51 +195,55 @@ def test_a_face_across_the_edge_is_cut_and_pasted(name: str, centre: tuple[float
 
 
 @pytest.mark.parametrize("centre", [(-500, 60), (80, -400), (900, 900)])
-def test_a_face_outside_the_picture_shows_its_edge_and_paints_nothing(centre: tuple[float, float]) -> None:
+def test_a_face_outside_the_picture_shows_its_edge_and_paints_nothing(
+    centre: tuple[float, float], make_canvas: MakeCanvas
+) -> None:
     layout = Layout(161, 121)
     frame = smooth_frame(layout)
-    canvas, crop, before = Canvas(layout), new_crop(), frame.buffer.copy()
+    canvas, crop, before = make_canvas(layout), new_crop(), frame.buffer.copy()
     canvas.crop(frame, face_crop(centre, 100), crop)
     assert crop.any()
     canvas.paste(frame, face_crop(centre, 100), crop, np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8))
     assert np.array_equal(frame.buffer, before)
 
 
-def test_a_large_face_does_not_alias() -> None:
+def test_a_large_face_does_not_alias(make_canvas: MakeCanvas) -> None:
     layout = Layout(1024, 1024, "rgb24")
     frame = empty_frame(layout)
     frame.planes[0][...] = 255 * (np.indices((1024, 1024)).sum(axis=0) % 2)[..., None]
     crop = new_crop()
-    Canvas(layout).crop(frame, face_crop((511.5, 511.5), 900), crop)
+    make_canvas(layout).crop(frame, face_crop((511.5, 511.5), 900), crop)
     assert np.abs(crop.astype(int) - 127).max() < 40
 
 
-def test_a_small_crop_is_enlarged_without_blur() -> None:
+def test_a_small_crop_is_enlarged_without_blur(make_canvas: MakeCanvas) -> None:
     layout = Layout(800, 800, "rgb24")
     frame = empty_frame(layout)
     stripes = (128 + 100 * np.sin(np.arange(CROP_SIZE) * 2 * np.pi / 6)).astype(np.uint8)
     painted = np.repeat(np.tile(stripes, (CROP_SIZE, 1))[..., None], 3, axis=2)
     opaque = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
-    Canvas(layout).paste(frame, face_crop((400, 400), 700), painted, opaque)
+    make_canvas(layout).paste(frame, face_crop((400, 400), 700), painted, opaque)
     inside = frame.planes[0][350:450, 200:600, 0]
     assert np.ptp(inside) > 0.85 * np.ptp(stripes)
 
 
-def test_ten_bits_survive_under_a_faint_paint() -> None:
+def test_ten_bits_survive_under_a_faint_paint(make_canvas: MakeCanvas) -> None:
     layout = Layout(300, 300, "yuv420p10le")
     frame = empty_frame(layout)
     luma = frame.planes[0]
     luma[...] = np.arange(300, dtype=np.uint16) + 401
-    Canvas(layout).paste(frame, face_crop((150, 150), 200), new_crop(), np.full((256, 256), 1, np.uint8))
+    make_canvas(layout).paste(frame, face_crop((150, 150), 200), new_crop(), np.full((256, 256), 1, np.uint8))
     assert len(np.unique(luma[150, 100:200])) > 90
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (639, 359), (100, 900), (64, 36)])
 @pytest.mark.parametrize("name", ["rgb24", "yuv420p", "yuv444p10le"])
-def test_the_downscaled_picture_has_the_size_and_colours_of_the_frame(name: str, width: int, height: int) -> None:
+def test_the_downscaled_picture_has_the_size_and_colours_of_the_frame(
+    name: str, width: int, height: int, make_canvas: MakeCanvas
+) -> None:
     rgb = smooth_picture(width, height)
     layout = Layout(width, height, name)
-    small, scale = Canvas(layout).downscaled_rgb(frame_of(rgb, layout), 96)
+    small, scale = make_canvas(layout).downscaled_rgb(frame_of(rgb, layout), 96)
     assert max(small.shape) == min(96, max(width, height))
     assert scale == pytest.approx(min(1.0, 96 / max(width, height)))
     expected = cv2.resize(rgb, (small.shape[1], small.shape[0]), interpolation=cv2.INTER_AREA)
@@ -223,3 +265,79 @@ def test_the_frame_mask_joins_the_masked_faces() -> None:
     assert mask[150, 200] == mask[20, 100] == 0
     radius = np.sqrt((mask > 127).sum() / 2 / np.pi)
     assert radius == pytest.approx(80 * 120 / CROP_SIZE, rel=0.03)
+
+
+# --- the canvas on tensors --------------------------------------------------------------------------------------------
+
+
+def photograph(portrait: Portrait, name: str) -> Frame:
+    """A real picture in a layout, 512 px wide and 600 px high."""
+    return frame_of(portrait.masked[: 2 * (portrait.masked.shape[0] // 2), :512], Layout(512, 600, name))
+
+
+def apart(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic], step: int = 1) -> tuple[float, float]:
+    """Mean difference, and the share of samples that differ by more than 4, in units of 8 bits."""
+    difference = np.abs(a.astype(np.int64) - b.astype(np.int64)) / step
+    return float(difference.mean()), float((difference > 4).mean())
+
+
+@pytest.mark.parametrize("name", ["rgb24", "yuv420p", "yuv422p10le"])
+@pytest.mark.parametrize(("side", "degrees"), [(90, 0), (256, 7), (300, -20), (480, 12), (1100, 3)])
+def test_both_canvases_agree_on_a_photograph(name: str, side: float, degrees: float, portrait: Portrait) -> None:
+    ours, theirs = photograph(portrait, name), photograph(portrait, name)
+    matrix = face_crop((270.3, 220.7), side, degrees)
+    cut, cut_on_tensors = new_crop(), new_crop()
+    Canvas(ours.layout).crop(ours, matrix, cut)
+    OnTensors(ours.layout).crop(theirs, matrix, cut_on_tensors)
+    mean, share = apart(cut, cut_on_tensors)
+    assert mean < CANVAS_MEAN
+    assert share < CANVAS_SHARE
+    Canvas(ours.layout).paste(ours, matrix, cut[:, ::-1], round_alpha())
+    OnTensors(ours.layout).paste(theirs, matrix, np.ascontiguousarray(cut[:, ::-1]), round_alpha())
+    for plane, other in zip(ours.planes, theirs.planes, strict=True):
+        mean, share = apart(plane, other, 1 << (ours.layout.pixel_format.bits - 8))
+        assert mean < CANVAS_MEAN
+        assert share < CANVAS_SHARE
+
+
+def test_faces_go_through_the_tensors_together_as_they_do_alone(portrait: Portrait) -> None:
+    frame = photograph(portrait, "yuv420p")
+    planes = [torch.from_numpy(plane) for plane in frame.planes]
+    canvas = TorchCanvas(frame.layout)
+    maps = np.stack([face_crop((150 + 90 * i, 200), 80 + 150 * i, 5 * i) for i in range(4)])
+    together = torch.zeros(4, CROP_SIZE, CROP_SIZE, 3, dtype=torch.uint8)
+    canvas.crop(planes, maps, together)
+    alone = torch.zeros_like(together)
+    for i in range(4):
+        canvas.crop(planes, maps[i : i + 1], alone[i : i + 1])
+    assert torch.equal(together, alone)
+
+
+def test_nv12_is_painted_in_place_like_separate_planes(portrait: Portrait) -> None:
+    frame = photograph(portrait, "yuv420p")
+    luma, u, v = (torch.from_numpy(plane) for plane in frame.planes)
+    nv12 = luma.clone(), torch.stack([u, v], dim=-1)
+    canvas, maps = TorchCanvas(frame.layout), face_crop((270, 220), 300, 9)[None]
+    rgb = torch.full((1, CROP_SIZE, CROP_SIZE, 3), 140, dtype=torch.uint8)
+    alpha = torch.from_numpy(round_alpha())[None]
+    canvas.paste((luma, u, v), maps, rgb, alpha)
+    canvas.paste(planes_of_nv12(*nv12), maps, rgb, alpha)
+    assert torch.equal(nv12[0], luma)
+    assert torch.equal(nv12[1], torch.stack([u, v], dim=-1))
+
+
+@pytest.mark.gpu
+def test_tensors_on_the_gpu_give_what_those_on_the_processor_give(portrait: Portrait) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no NVIDIA GPU")
+    frame = photograph(portrait, "yuv420p")
+    maps = face_crop((270, 220), 300, 9)[None]
+    results = []
+    for device in ("cpu", "cuda"):
+        planes = [torch.from_numpy(plane).to(device, copy=True) for plane in frame.planes]
+        out = torch.zeros(1, CROP_SIZE, CROP_SIZE, 3, dtype=torch.uint8, device=device)
+        TorchCanvas(frame.layout).crop(planes, maps, out)
+        TorchCanvas(frame.layout).paste(planes, maps, 255 - out, torch.from_numpy(round_alpha())[None].to(device))
+        results.append([out, *planes])
+    for here, there in zip(*results, strict=True):
+        assert (here.int() - there.cpu().int()).abs().max() <= 1

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from unmask.errors import UserError
-from unmask.stream.frame import Frame, Matrix
+from unmask.models.engine import has_nvidia_gpu
+from unmask.stream.frame import Frame, Layout, Matrix
 from unmask.stream.media import MediaInfo, Orientation, nearest_format, probe, with_source
+from unmask.stream.nvdec import nvdec_problem
 from unmask.stream.stage import Context
-from unmask.stream.stages.decode import Clock, Decode
+from unmask.stream.stages.decode import Clock, Decode, fill
 
 LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 
@@ -58,9 +60,11 @@ def write_clip(
     return path
 
 
-def decode(info: MediaInfo, notices: list[str] | None = None) -> tuple[list[Frame], dict[str, Any]]:
+def decode(
+    info: MediaInfo, notices: list[str] | None = None, gpu: int | None = None
+) -> tuple[list[Frame], dict[str, Any]]:
     """All frames, each on a buffer of its own, and the summary."""
-    stage = pickle.loads(pickle.dumps(Decode(info)))
+    stage = pickle.loads(pickle.dumps(Decode(info, gpu)))
     stage.open(Context(info.layout, 1, (notices if notices is not None else []).append))
     frames: list[Frame] = []
     while True:
@@ -100,7 +104,7 @@ def test_planes_are_those_of_pyav_to_the_bit(tmp_path: Path, form: str) -> None:
     frames, summary = decode(info)
     assert info.layout.format == form
     assert raw(frames) == pyav_planes(path)
-    assert summary == {"frames": 6, "lost": 0, "codec": "h264", "pix_fmt": form, "notes": []}
+    assert summary == {"frames": 6, "lost": 0, "codec": "h264", "decoder": "CPU", "pix_fmt": form, "notes": []}
 
 
 def test_to_ndarray_agrees(tmp_path: Path) -> None:
@@ -377,3 +381,38 @@ def test_tags_of_unknown_encoding_do_not_stop_a_run(tmp_path: Path) -> None:
     path = tmp_path / "odd.mkv"
     path.write_bytes(buffer.getvalue())
     assert probe(path).codec == "h264"
+
+
+# --- NVDEC ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_driver_the_processor_decodes_and_says_so(tmp_path: Path) -> None:
+    if has_nvidia_gpu():
+        pytest.skip("this machine has an NVIDIA driver")
+    info = probe(write_clip(tmp_path / "in.mp4"))
+    expected, _ = decode(info)
+    notices: list[str] = []
+    frames, summary = decode(info, notices, gpu=0)
+    # What FFmpeg really answers: PermissionError, though the file may be read.
+    assert notices == ["decoder on the CPU; NVDEC cannot decode this h264 (Operation not permitted)"]
+    assert summary["decoder"] == "CPU"
+    assert raw(frames) == raw(expected)
+
+
+@pytest.mark.parametrize(("form", "nv"), [("yuv420p", "nv12"), ("yuv420p10le", "p010le")])
+def test_the_formats_of_nvdec_lose_nothing(form: str, nv: str) -> None:
+    layout = Layout(64, 48, form)
+    frame = Frame(0, 0, Fraction(1, 25), layout, np.zeros(layout.slot_bytes(0), np.uint8), 0)
+    planar = picture(3, 64, 48, form)
+    fill(frame, planar.reformat(format=nv), Orientation(False, False, False))
+    assert raw([frame]) == [[_rows(plane, plane.width * layout.dtype.itemsize) for plane in planar.planes]]
+
+
+@pytest.mark.gpu
+def test_nvdec_gives_what_the_processor_gives(tmp_path: Path) -> None:
+    info = probe(write_clip(tmp_path / "in.mp4"))
+    if problem := nvdec_problem(info.path, info.stream_index, 0):
+        pytest.skip(f"no NVDEC: {problem}")
+    frames, summary = decode(info, gpu=0)
+    assert summary["decoder"] == "NVDEC on cuda:0"
+    assert raw(frames) == raw(decode(info)[0])  # H.264 leaves a decoder no freedom

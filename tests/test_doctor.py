@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from unmask import __version__, cli
+from unmask.models.engine import ENGINES, has_nvidia_gpu
 from unmask.stream import doctor
 from unmask.stream.encoders import Codec
 
@@ -28,7 +29,7 @@ def test_every_topic_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     out, err = capfd.readouterr()
     titles = [line for line in out.splitlines() if not line.startswith(" ")]
     assert titles == [
-        *("Versions", "Processors", "GPU", "Engine", "Encoder", "Cameras"),
+        *("Versions", "Processors", "GPU", "Engine", "Decoder", "Encoder", "Cameras"),
         *("Outputs of unmask live", "Weights"),
     ]
     assert f"  unmask {__version__}\n" in out
@@ -39,6 +40,23 @@ def test_an_encoder_is_named_for_each_codec_or_the_reason_why_not() -> None:
     lines = findings("Encoder")
     assert [line.partition(":")[0] for line in lines] == list(Codec)
     assert all("libx264" in line or "nvenc" in line for line in lines if line.startswith("h264"))
+
+
+def test_the_decoder_is_named_with_ffmpegs_reason() -> None:
+    (line,) = findings("Decoder")
+    if has_nvidia_gpu():
+        assert "NVDEC" in line
+    else:
+        assert line == "CPU; NVDEC does not decode h264 (Operation not permitted)"
+
+
+def test_engines_say_why_they_cannot_run() -> None:
+    used, *engines = findings("Engine")
+    assert used.endswith(" is used")
+    assert [line.partition(":")[0] for line in engines] == list(ENGINES)
+    if not has_nvidia_gpu():
+        assert used == "openvino on cpu is used"
+        assert all("not installed" in line or "no NVIDIA GPU" in line for line in engines[:-1])
 
 
 def test_weights_are_named_by_their_hash_and_card() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import unmask
 from unmask.errors import StageError, UserError
+from unmask.models.engine import has_nvidia_gpu
 from unmask.stream.encoders import Codec, EncodeOptions
 from unmask.stream.frame import Frame
 from unmask.stream.media import Color, ContentLight, MasteringDisplay, MediaInfo, probe, with_source
@@ -485,6 +486,12 @@ def test_asking_for_a_gpu_names_the_encoder(tmp_path: Path) -> None:
     _, summary = transcode(info, tmp_path / "out.mp4", EncodeOptions(gpu=True), notices=notices)
     assert notices[0].startswith(f"encoder {summary['encoder']}")
     assert "nvenc" in notices[0]
+    if not has_nvidia_gpu():  # FFmpeg lists the encoder everywhere; opening it raises PermissionError
+        assert notices[0] == (
+            "encoder libx264; h264_nvenc does not open at 256x256 px (Operation not permitted); "
+            "hevc_nvenc does not open at 256x256 px (Operation not permitted); "
+            "av1_nvenc does not open at 256x256 px (Operation not permitted)"
+        )
 
 
 def test_suffix_decides_the_container(tmp_path: Path) -> None:

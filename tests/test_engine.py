@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+import torch
 from faces import Portrait
 from tolerances import ENGINE_PSNR_DB, MASK_IOU
 
 from unmask.errors import EngineError, UserError
 from unmask.models import engine
 from unmask.models.engine import NETWORKS, NetworkName, OpenVinoEngine, TorchEngine, choose, weights_file
+from unmask.models.enlarge import doubled
 from unmask.train.evaluate import psnr
 
 U8 = npt.NDArray[np.uint8]
@@ -112,7 +114,8 @@ def test_choice_is_explained() -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_a_gpu_that_is_left_idle_is_said(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "has_nvidia_gpu", lambda: there)
-    assert [line[:13] for line in choose("auto").why_not_better] == ["GPU not used:"] * there
+    left_idle = there and engine.cuda_problem() is not None
+    assert [" not used: " in line for line in choose("auto").why_not_better] == [True] * 3 * left_idle
 
 
 def test_missing_gpu_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +141,9 @@ def test_pytorch_on_the_gpu_agrees_with_the_processor(portrait: Portrait, refere
     for network in NETWORKS:
         result = TorchEngine(network, "cuda:0")(*inputs_for(network, portrait))
         assert psnr(result.astype(np.float64) - references[network]) > ENGINE_PSNR_DB
+
+
+def test_enlarging_by_a_convolution_is_bilinear() -> None:
+    x = torch.randn(2, 1, 9, 12)
+    expected = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear")
+    assert torch.allclose(doubled(x), expected, atol=1e-6)

@@ -77,7 +77,7 @@ def _clip(portrait: Portrait, number: int) -> list[U8]:
 @pytest.fixture(scope="module")
 def references(clips: list[list[U8]]) -> list[list[Any]]:
     """What the stages make of each clip in this process, alone."""
-    engines = SharedEngines(SETTINGS)
+    engines = SharedEngines(SETTINGS, print)
     results = []
     for frames in clips:
         stream = FaceStream(SETTINGS, engines, Limits(), lambda step, seconds: None)

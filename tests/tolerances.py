@@ -8,3 +8,8 @@ layout, scale or fold measures below 30."""
 
 MASK_IOU: Final = 0.85
 """Predicted against drawn mask on the portrait: the figure that real masks must reach too."""
+
+CANVAS_MEAN: Final = 0.6
+CANVAS_SHARE: Final = 0.012
+"""Two canvases on one photograph: mean difference of samples, of 255, and the share that differs by more than 4. One
+enlarges by a cubic filter and samples bilinearly, the other samples with the cubic filter itself."""

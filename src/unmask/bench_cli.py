@@ -1,5 +1,7 @@
 """`unmask bench`: how fast this machine takes masks off, measured with the program as users run it."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +18,13 @@ if TYPE_CHECKING:
 def bench(
     full: Annotated[bool, typer.Option("--full", help="480p to 4K with 0 to 8 faces; takes long.")] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+    ] = "auto",
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all figures as JSON.")] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw stages.png and fps.png (needs Matplotlib).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw stages.png, cost.png and latency.png (needs Matplotlib)."),
     ] = None,
 ) -> None:
     """Measure speed and memory on this machine, in about two minutes.
@@ -26,22 +32,26 @@ def bench(
     Clips with masked faces are made on the spot, and `unmask video` is run on each in a process of its own. `fps` is
     file to file with everything loaded; `outside` is what a command takes besides: start, loading networks, closing.
     `work` is the sum of what the stages do for one frame, which several cores share. "Decode and encode alone" is the
-    floor: no face is looked for.
+    floor: no face is looked for. The loops are what people write without unmask, on the same clip.
 
     Let nothing else run meanwhile.
     """
     from unmask.models.engine import choose
+    from unmask.stream.bench.figures import findings
     from unmask.stream.bench.run import full_cases, machine, measure, quick_cases
 
-    choose(device)
+    choose(device, engine)
     if report is not None and not report.absolute().parent.is_dir():
         raise UserError(f"{report}: its folder does not exist; make it first")
     about = machine()
     print(", ".join(f"{name}: {value}" for name, value in about.items()))
-    results = list(measure(full_cases() if full else quick_cases(), device, _announce))
+    results = list(measure(full_cases() if full else quick_cases(), device, engine, _announce, say))
     print(table(results))
+    compared = findings(results, int(about["cores"]))
+    for name, value in compared.items():
+        print(f"{name}: {value:.2f}")
     if report is not None:
-        _write(report, about, results)
+        _write(report, about, results, compared)
     if plots is not None:
         from unmask.stream.bench.plots import draw
 
@@ -55,14 +65,17 @@ def _announce(case: "Case") -> None:
 
 def table(results: "Sequence[Result]") -> str:
     """The figures as text, a row for each case."""
+    from unmask.stream.bench.figures import slowest_stage, work_ms
+
     rows = [("case", "fps", "wall s", "outside s", "memory MB", "cpu s", "masks", "work ms, slowest stage")]
     for r in results:
-        work = sum(stage["mean"] for stage in r.stages.values())
-        name, slowest = max(((n, s["mean"]) for n, s in r.stages.items()), key=lambda pair: pair[1])
+        name, slowest = slowest_stage(r)
+        work = f"{work_ms(r):.1f}, {name} {slowest:.1f}" if r.stages else "-"
+        if r.latency_ms:
+            work = "latency p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}".format(**r.latency_ms)
         fps = f"{r.fps:.1f}" if r.case.frames > 1 else "-"
         start = (f"{r.case.lines}p, {r.case.name}", fps, f"{r.wall_seconds:.2f}", f"{r.outside_seconds:.2f}")
-        rest = (f"{r.memory_mb:.0f}", f"{r.cpu_seconds:.1f}", str(r.masks_removed))
-        rows.append((*start, *rest, f"{work:.1f}, {name} {slowest:.1f}"))
+        rows.append((*start, f"{r.memory_mb:.0f}", f"{r.cpu_seconds:.1f}", str(r.masks_removed), work))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -71,8 +84,9 @@ def table(results: "Sequence[Result]") -> str:
     return "\n".join(lines)
 
 
-def _write(report: Path, about: dict[str, str | int], results: "Sequence[Result]") -> None:
+def _write(report: Path, about: dict[str, str | int], results: "Sequence[Result]", compared: dict[str, float]) -> None:
     import msgspec
 
-    data = msgspec.json.encode({"machine": about, "results": results})
+    command = shlex.join(["unmask", *sys.argv[1:]])
+    data = msgspec.json.encode({"machine": about, "command": command, "compared": compared, "results": results})
     report.write_bytes(msgspec.json.format(data, indent=2) + b"\n")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from unmask import __version__, bench_cli, live_cli, serve_cli, training_cli
+from unmask import __version__, bench_cli, compile_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
 from unmask.progress import choose_display, say
@@ -66,6 +66,9 @@ _Output = Annotated[
     typer.Option("-o", "--output", metavar="FILE|DIR", help="Default: NAME.unmasked.EXT beside the input."),
 ]
 _Device = Annotated[str, typer.Option(callback=_device, metavar="auto|cpu|cuda[:N]", help="Where the networks run.")]
+_Engine = Annotated[
+    str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+]
 _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
 ]
@@ -95,6 +98,7 @@ def video(
     inputs: _Inputs,
     output: _Output = None,
     device: _Device = "auto",
+    engine: _Engine = "auto",
     codec: Annotated[
         CodecName | None, typer.Option(metavar="h264|hevc|av1", help="Default: by depth, size and container.")
     ] = None,
@@ -119,11 +123,11 @@ def video(
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
-    choose(device)  # a device that is not there is said once, before anything starts
+    choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces),
-        EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=device.startswith("cuda")),
+        Settings(device, max_faces, engine),
+        EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
     )
@@ -149,6 +153,7 @@ def image(
         str | None, typer.Option(metavar="DIR", help="Write each predicted mask there, as NAME.png.")
     ] = None,
     device: _Device = "auto",
+    engine: _Engine = "auto",
     max_faces: _MaxFaces = 8,
     report: _Report = None,
     overwrite: _Overwrite = False,
@@ -159,11 +164,11 @@ def image(
     from unmask.stream.jobs import PictureDesk
     from unmask.stream.pipeline import Settings
 
-    choose(device)
+    choose(device, engine)
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    with PictureDesk(Settings(device, max_faces), overwrite=overwrite, notice=display.notice) as desk:
+    with PictureDesk(Settings(device, max_faces, engine), overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
             return desk.unmask(job, masks.get(job))
@@ -187,6 +192,7 @@ app.command()(live_cli.live)
 app.command(help=serve_cli.SERVE_HELP)(serve_cli.serve)
 app.add_typer(serve_cli.keys, name="keys")
 app.command()(bench_cli.bench)
+app.command("compile")(compile_cli.compile_networks)
 app.add_typer(training_cli.data, name="data")
 app.add_typer(training_cli.train, name="train")
 app.add_typer(training_cli.evaluate, name="evaluate")

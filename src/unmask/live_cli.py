@@ -157,6 +157,9 @@ def live(
         typer.Option(metavar="FILE.json", help="Write what was done, as JSON.", rich_help_panel=_MEASURING),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+    ] = "auto",
     max_faces: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
@@ -193,7 +196,7 @@ def live(
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
-    choose(device)
+    choose(device, engine)
     if [source is not None, camera is not None, page_camera].count(True) != 1:
         raise UserError("name one source: a file, a URL, --camera 0 or --page-camera")
     if page_camera and http is None:
@@ -212,7 +215,7 @@ def live(
         record=record,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces),
+        pipeline=Settings(device, max_faces, engine),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:

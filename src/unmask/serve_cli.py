@@ -76,6 +76,9 @@ def serve(
         str, typer.Option(metavar="ENDPOINT", help="Where to listen: tcp://ADDRESS:PORT or ipc://PATH.")
     ] = "tcp://127.0.0.1:5555",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+    ] = "auto",
     max_faces: Annotated[
         int,
         typer.Option(
@@ -155,16 +158,14 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces),
+        settings=Settings(device, max_faces, engine),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,
         curve=curve,
         **({} if workers is None else {"workers": workers}),
     )
-    engines = SharedEngines(options.settings)
-    for line in engines.notices:
-        log("notice", text=line)
+    engines = SharedEngines(options.settings, lambda line: log("notice", text=line))
     counted = Metrics(engines.description)
     with ExitStack() as stack:
         server = Server(options, engines, counted, log)

@@ -1,20 +1,24 @@
-"""Runs `unmask video` on clips of many sizes, in a process of its own each time, and reads what it reports.
+"""Measures cases one after the other, each in a process of its own, on clips made for it.
 
-What the timer covers: `wall` is the whole command, from its start to its end; `fps` is frames over the time in which
-the pipeline ran with all stages open, decoding and encoding included; stages are milliseconds of their own work per
-frame, waiting for processor time included, waiting for frames not. Memory is the largest resident set of the process.
+What the timers cover: `wall_seconds` is the whole command, from its start to its end; `fps` is frames over the time in
+which all stages were open, decoding and encoding included; stages are milliseconds of their own work per frame, waiting
+for processor time included, waiting for frames not; `latency_ms` is from a picture of a source that keeps its own pace
+to the output. Memory is the largest resident set of the process; with a process per stage, the sum of their
+proportional set sizes (shared pages counted once), looked at several times a second.
 """
 
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,7 +27,16 @@ from unmask.errors import UnmaskError
 from unmask.stream.bench.clip import write_clip
 
 SIZES: Final = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080), 2160: (3840, 2160)}
-_FLOOR: Final = "import sys; from unmask.stream.bench.run import floor; floor(sys.argv[1], sys.argv[2], sys.argv[3])"
+FACES: Final = (0, 1, 2, 4, 8)
+Kind = Literal["video", "live", "floor", "direct", "eager", "onnx", "telea"]
+_NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "eager": ("torch", "safetensors"),
+    "onnx": ("onnxruntime",),
+    "telea": ("onnxruntime",),
+}
+_INSIDE: Final = "import sys, unmask.cli; from unmask.stream.bench.inside import main; main(*sys.argv[1:])"
+"""With the command line loaded, as the commands have it: what that costs is then no difference between cases."""
+_LOOK_SECONDS: Final = 0.2
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,21 +44,25 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: for the table.
+        kind: "video" and "live" are the commands; "floor" is decode and encode alone; "direct" calls the stages one
+            after the other, without workers or messages; the others are the loops of
+            `unmask.stream.bench.baselines`.
         lines: height of the picture in px: 480, 720, 1080 or 2160.
         faces: masked faces in each frame.
         frames: length of the clip.
         processes: a process per stage instead of a thread.
         cold: with no compiled networks in the cache.
-        floor: decode and encode alone, nothing between them.
+        codec: of the output; None for the one that `unmask video` chooses.
     """
 
     name: str
+    kind: Kind = "video"
     lines: int = 720
     faces: int = 1
     frames: int = 150
     processes: bool = False
     cold: bool = False
-    floor: bool = False
+    codec: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,11 +73,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         fps: frames per second while the pipeline ran, opening not counted.
         wall_seconds: of the whole command.
         outside_seconds: of these, what was not spent with all stages open: start, loading networks, closing.
-        memory_mb: largest resident set of the process, in MB of 10^6 bytes; children not counted.
-        cpu_seconds: processor time of the command.
+        memory_mb: most memory held at once, in MB of 10^6 bytes.
+        cpu_seconds: processor time of the command and its processes.
         masks_removed: to see that the work was done.
         engine, encoder: what was used.
         stages: per stage, milliseconds per frame: mean, p50, p95, p99.
+        work_seconds: of "direct", processor time spent in the stages; else 0.
+        dropped: of "live", pictures passed over because a newer one had come.
+        latency_ms: of "live", mean, p50, p95 and p99.
+        latency_percentiles_ms: of "live", the 0th to the 100th.
     """
 
     case: Case
@@ -73,6 +94,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     encoder: str
     stages: dict[str, dict[str, float]]
+    work_seconds: float = 0.0
+    dropped: int = 0
+    latency_ms: dict[str, float] = {}
+    latency_percentiles_ms: list[float] = []
 
 
 def quick_cases() -> tuple[Case, ...]:
@@ -80,9 +105,13 @@ def quick_cases() -> tuple[Case, ...]:
     return (
         Case(name="start, networks not compiled yet", frames=1, cold=True),
         Case(name="start, one frame", frames=1),
-        Case(name="decode and encode alone", floor=True),
+        Case(name="decode and encode alone", kind="floor"),
         Case(name="no face", faces=0),
         Case(name="one face"),
+        Case(name="one face, stages called directly", kind="direct", frames=100),
+        Case(name="one face, PyTorch loop", kind="eager", frames=60),
+        Case(name="one face, ONNX Runtime loop", kind="onnx", frames=60),
+        Case(name="one face, live at 25 fps", kind="live"),
         Case(name="four faces", faces=4, frames=100),
         Case(name="one face, a process per stage", processes=True),
         Case(name="one face", lines=1080, frames=100),
@@ -90,23 +119,35 @@ def quick_cases() -> tuple[Case, ...]:
 
 
 def full_cases() -> tuple[Case, ...]:
-    """Every size with every number of faces, and each size's floor."""
-    sweep = [
-        Case(name=f"{faces} faces", lines=lines, faces=faces, frames=100)
+    """Every size with every number of faces, each size's floor; processes, encoders and baselines where they differ."""
+    sweep = [Case(name=f"{faces} faces", lines=lines, faces=faces, frames=100) for lines in SIZES for faces in FACES]
+    floors = [Case(name="decode and encode alone", kind="floor", lines=lines, frames=100) for lines in SIZES]
+    processes = [
+        Case(name=f"{faces} faces, a process per stage", lines=lines, faces=faces, frames=100, processes=True)
         for lines in SIZES
-        for faces in (0, 1, 2, 4, 8)
+        for faces in (1, 4)
     ]
-    floors = [Case(name="decode and encode alone", lines=lines, frames=100, floor=True) for lines in SIZES]
-    return (*quick_cases(), *floors, *sweep)
+    codecs = [Case(name=f"one face, {codec}", frames=100, codec=codec) for codec in ("h264", "hevc", "av1")]
+    live = [
+        Case(name=f"{faces} faces, live at 25 fps", kind="live", lines=lines, faces=faces)
+        for lines in (720, 1080)
+        for faces in (1, 4)
+    ]
+    telea = Case(name="one face, ONNX Runtime loop with Telea", kind="telea", frames=60)
+    return (*quick_cases(), telea, *floors, *sweep, *processes, *codecs, *live)
 
 
-def measure(cases: Sequence[Case], device: str, started: Callable[[Case], None]) -> Iterator[Result]:
-    """Run cases one after the other, each on a clip made for it.
+def measure(
+    cases: Sequence[Case], device: str, engine: str, started: Callable[[Case], None], left_out: Callable[[str], None]
+) -> Iterator[Result]:
+    """Run cases one after the other.
 
     Args:
         cases: what to measure.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        engine: "auto" or the name of one.
         started: is told before each.
+        left_out: is told which baseline cannot run because a package is missing.
 
     Raises:
         UnmaskError: a run failed.
@@ -114,27 +155,43 @@ def measure(cases: Sequence[Case], device: str, started: Callable[[Case], None])
     with tempfile.TemporaryDirectory(prefix="unmask-bench-") as name:
         folder = Path(name)
         for case in cases:
+            missing = [package for package in _NEEDS.get(case.kind, ()) if importlib.util.find_spec(package) is None]
+            if missing:
+                left_out(f"{case.name}: left out, {' and '.join(missing)} not installed")
+                continue
             started(case)
             width, height = SIZES[case.lines]
             clip = folder / f"{case.lines}-{case.faces}-{case.frames}.mp4"
             if not clip.exists():
                 write_clip(clip, width, height, case.faces, case.frames)
-            yield _run(case, clip, folder, device)
+            yield _run(case, clip, folder, ("--device", device, "--engine", engine))
 
 
-def _run(case: Case, clip: Path, folder: Path, device: str) -> Result:
-    output, report = folder / "out.mp4", folder / "report.json"
-    if case.floor:
-        command = [sys.executable, "-c", _FLOOR, str(clip), str(output), str(report)]
-    else:
-        command = [sys.executable, "-m", "unmask.cli", "video", str(clip), "-o", str(output), "--report", str(report)]
-        command += ["--overwrite", "--quiet", "--device", device] + ["--processes"] * case.processes
+def _command(case: Case, clip: Path, folder: Path, where: Sequence[str]) -> list[str]:
+    output, report = str(folder / "out.mp4"), str(folder / "report.json")
+    python = [sys.executable, "-m"]
+    if case.kind == "video":
+        options = ["--overwrite", "--quiet", *where] + ["--processes"] * case.processes
+        options += ["--codec", case.codec] if case.codec else []
+        return [*python, "unmask.cli", "video", str(clip), "-o", output, "--report", report, *options]
+    if case.kind == "live":
+        return [*python, "unmask.cli", "live", str(clip), "--latency", "--quiet", "--report", report, *where]
+    if case.kind in ("floor", "direct"):
+        return [sys.executable, "-c", _INSIDE, case.kind, str(clip), output, report, where[1], where[3]]
+    return [*python, "unmask.stream.bench.baselines", case.kind, str(clip), report]
+
+
+def _run(case: Case, clip: Path, folder: Path, where: Sequence[str]) -> Result:
     environment = dict(os.environ)
     if case.cold:
         environment["UNMASK_CACHE"] = tempfile.mkdtemp(dir=folder)
+    before = os.times()
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        _command(case, clip, folder, where), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     assert process.stderr is not None
+    memory = _MemoryWatch(process.pid) if case.processes else None
     errors = process.stderr.read().decode(errors="replace")
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -142,46 +199,73 @@ def _run(case: Case, clip: Path, folder: Path, device: str) -> Result:
     process.stderr.close()
     if process.returncode:
         raise UnmaskError(f"the benchmark '{case.name}' failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
-    done = json.loads(report.read_text())
-    running = done["seconds"] - done["open_seconds"]
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    most = memory.most() if memory else usage.ru_maxrss * 1024
+    return _result(case, json.loads((folder / "report.json").read_text()), wall, cpu, most)
+
+
+def _result(case: Case, done: dict[str, Any], wall: float, cpu: float, memory: float) -> Result:
+    running = done["seconds"] - done.get("open_seconds", 0.0)
     return Result(
         case=case,
-        fps=round(case.frames / running, 2),
+        fps=round(done["fps"] if case.kind == "live" else done.get("counted", case.frames) / running, 2),
         wall_seconds=round(wall, 6),
         outside_seconds=round(wall - running, 6),
-        memory_mb=round(usage.ru_maxrss * 1024 / 1e6, 1),
-        cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
+        memory_mb=round(memory / 1e6, 1),
+        cpu_seconds=round(cpu, 2),
         masks_removed=done["masks_removed"],
         engine=done["engine"],
-        encoder=done["encoder"],
+        encoder=done.get("encoder", "none"),
         stages=done["stages"],
+        work_seconds=round(done.get("work_seconds", 0.0), 3),
+        dropped=done.get("dropped", 0),
+        latency_ms=done.get("latency_ms", {}),
+        latency_percentiles_ms=done.get("latency_percentiles_ms", []),
     )
 
 
-def floor(clip: str, output: str, report: str) -> None:
-    """Decode a clip and encode it again with the pipeline's own ends, and write the report of it."""
-    from unmask.stream.encoders import EncodeOptions
-    from unmask.stream.media import probe
-    from unmask.stream.stages.decode import Decode
-    from unmask.stream.stages.encode import Encode
-    from unmask.stream.supervisor import run
+class _MemoryWatch:
+    """The most memory that a process and its descendants hold together, pages that they share counted once."""
 
-    source = probe(Path(clip))
-    Path(output).unlink(missing_ok=True)
-    result = run((Decode(source), Encode(Path(output), source, EncodeOptions())), source.layout)
-    stages = {
-        name: {"mean": t.mean_ms, "p50": t.p50_ms, "p95": t.p95_ms, "p99": t.p99_ms}
-        for name, t in result.stages.items()
-    }
-    figures = {
-        "seconds": result.wall_seconds,
-        "open_seconds": result.open_seconds,
-        "masks_removed": 0,
-        "engine": "none",
-        "encoder": result.summaries["encode"]["encoder"],
-        "stages": stages,
-    }
-    Path(report).write_text(json.dumps(figures))
+    def __init__(self, pid: int) -> None:
+        self._pid, self._most = pid, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def most(self) -> int:
+        """In bytes, so far; ends the watch."""
+        self._over.set()
+        self._thread.join()
+        return self._most
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            self._most = max(self._most, sum(_proportional_bytes(pid) for pid in family(self._pid)))
+
+
+def family(pid: int) -> set[int]:
+    """A process and all its descendants, from Linux's /proc."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name in brackets may hold anything, blanks and brackets too.
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue  # it has ended
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0  # it has ended
 
 
 def machine() -> dict[str, str | int]:

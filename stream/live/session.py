@@ -81,7 +81,8 @@ class LiveDone:
         fps: frames per second at the outputs.
         latency_from: "time code" where it was read from the pictures, "clock" where a table kept the times.
         latency_ms: mean, p50, p95 and p99 from the source's picture to the outputs, each frame counted.
-        latency_by_minute_ms: the same for each minute.
+        latency_percentiles_ms: its 0th to 100th percentile.
+        latency_by_minute_ms: mean, p50, p95 and p99 of each minute.
         unreadable: frames whose time code could not be read.
         engine: what ran the networks.
         notices: the lines that the user saw, without the page's token.
@@ -106,6 +107,7 @@ class LiveDone:
     fps: float
     latency_from: str
     latency_ms: dict[str, float]
+    latency_percentiles_ms: list[float]
     latency_by_minute_ms: list[dict[str, float]]
     unreadable: int
     engine: str
@@ -281,6 +283,7 @@ def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int]
         fps=round(result.frames / max(figures.seconds, 1e-3), 2),
         latency_from="time code" if state.coded else "clock",
         latency_ms=milliseconds(state.latency()),
+        latency_percentiles_ms=state.latency_percentiles_ms(),
         latency_by_minute_ms=[milliseconds(timing) for timing in state.latency_by_minute()],
         unreadable=state.unreadable,
         engine=summaries["inpaint"]["engine"],

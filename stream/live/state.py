@@ -253,6 +253,11 @@ class LiveState:
         with self._lock:
             return self._latency.timing()
 
+    def latency_percentiles_ms(self) -> list[float]:
+        """The 0th to the 100th percentile of the latency over the whole run."""
+        with self._lock:
+            return self._latency.percentiles_ms()
+
     def latency_by_minute(self) -> list[StageTiming]:
         """Latency of each minute, in order: whether it grows can be seen here."""
         with self._lock:

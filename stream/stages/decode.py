@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import MediaInfo, Orientation, open_input
+from unmask.stream.nvdec import nvdec_problem, open_on_gpu
 from unmask.stream.stage import Context, Source
 
 _FLIP_CODES: Final = {(True, False): 1, (False, True): 0, (True, True): -1}
@@ -28,12 +29,14 @@ class Decode(Source):
 
     Args:
         info: what `probe` found; `info.layout`, with or without `keep_source`, is the layout of the run.
+        gpu: number of the GPU whose decoder (NVDEC) is tried first; None for the processor alone.
     """
 
     name: ClassVar[str] = "decode"
 
-    def __init__(self, info: MediaInfo) -> None:
+    def __init__(self, info: MediaInfo, gpu: int | None = None) -> None:
         self._info = info
+        self._gpu = gpu
 
     def open(self, context: Context) -> None:
         self._notice = context.notice
@@ -41,7 +44,7 @@ class Decode(Source):
         self._frames = self._packets = self._errors = self._lost = 0
         self._clock = Clock(self._info)
         self._size: tuple[int, int] | None = None
-        self._container = open_input(self._info.path)
+        self._container = self._open_container()
         self._stream = _video_stream(self._container, self._info.stream_index)
         self._stream.thread_type = "AUTO"
         self._pictures = self._decode()
@@ -66,9 +69,21 @@ class Decode(Source):
             "frames": self._frames,
             "lost": self._lost,
             "codec": self._info.codec,
+            "decoder": self._decoder,
             "pix_fmt": self._info.pixel_format,
             "notes": list(self._notes),
         }
+
+    def _open_container(self) -> InputContainer:
+        self._decoder = "CPU"
+        if self._gpu is None:
+            return open_input(self._info.path)
+        if problem := nvdec_problem(self._info.path, self._info.stream_index, self._gpu):
+            self._notice(f"decoder on the CPU; NVDEC cannot decode this {self._info.codec} ({problem})")
+            return open_input(self._info.path)
+        self._decoder = f"NVDEC on cuda:{self._gpu}"
+        self._notice(f"decoder {self._decoder}")
+        return open_on_gpu(self._info.path, self._gpu)
 
     def _decode(self) -> Generator[VideoFrame]:
         """All pictures that can be decoded, in the order of their times."""

@@ -15,22 +15,26 @@ class Inpaint(Stage):
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
+        engine: "auto" or the name of one.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto") -> None:
-        self._device = device
+    def __init__(self, device: str = "auto", engine: str = "auto") -> None:
+        self._device, self._engine_name = device, engine
 
     def open(self, context: Context) -> None:
-        self._engine: Engine = context.load("inpainter", choose(self._device))
+        choice = choose(self._device, self._engine_name)
+        self._engine: Engine = context.load("inpainter", choice, context.notice)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
-        for face in frame.faces:
-            if face.masked:
-                # All that may be replaced is hidden from the network, the soft edge too: it still shows the mask.
-                hidden = np.asarray(face.pictures.mask > 0, np.uint8) * np.uint8(255)
-                face.pictures.painted[:] = self._engine(face.pictures.crop[None], hidden[None])[0]
+        masked = [face.pictures for face in frame.faces if face.masked]
+        if masked:
+            # All that may be replaced is hidden from the network, the soft edge too: it still shows the mask.
+            hidden = [np.asarray(pictures.mask > 0, np.uint8) * np.uint8(255) for pictures in masked]
+            painted = self._engine(np.stack([pictures.crop for pictures in masked]), np.stack(hidden))
+            for pictures, picture in zip(masked, painted, strict=True):
+                pictures.painted[:] = picture
         return (frame,)
 
     def summary(self) -> dict[str, Any]:

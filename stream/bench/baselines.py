@@ -1,25 +1,21 @@
-"""The loop that people write, beside `unmask video`, on one clip in one run.
+"""The loops that people write, for comparison: `python -m unmask.stream.bench.baselines KIND CLIP REPORT`.
 
-    python benchmarks/baselines.py [--lines 720] [--faces 1] [--frames 100]
-
-Each baseline reads with OpenCV, finds the faces with MediaPipe's networks, takes the mask off and writes with OpenCV
-(MPEG-4), frame by frame in one thread:
+Each reads with OpenCV, finds the faces with MediaPipe's networks, takes the mask off and writes with OpenCV (MPEG-4),
+frame by frame in one thread:
 
     eager     our networks in PyTorch, float32, without an engine
     onnx      our networks in ONNX Runtime
     telea     our segmenter in ONNX Runtime, OpenCV's Telea inpainting instead of the inpainter
 
-Every case runs in a process of its own; fps counts the frames after the first, so that loading is left out.
+Frames are counted after the first, so that loading is left out.
 """
 
-import argparse
-import subprocess
+import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -28,14 +24,10 @@ import numpy.typing as npt
 from unmask.models.geometry import canonical_crop
 from unmask.models.mask_region import mask_region
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
-from unmask.stream.bench.clip import write_clip
-from unmask.stream.bench.run import SIZES, Case, measure
 
 U8 = npt.NDArray[np.uint8]
 Find = Callable[[U8], U8]
 Paint = Callable[[U8, U8], U8]
-
-KINDS = ("eager", "onnx", "telea")
 
 
 def eager() -> tuple[Find, Paint]:
@@ -86,15 +78,19 @@ def unmask_frame(rgb: U8, detector: FaceDetector, mesh: FaceMesh, find: Find, pa
     return removed
 
 
-def loop(kind: str, clip: Path) -> None:
-    """Run one baseline, and print frames per second and masks removed."""
-    find, paint = {"eager": eager, "onnx": onnx, "telea": telea}[kind]()
+KINDS: Final = {"eager": eager, "onnx": onnx, "telea": telea}
+
+
+def loop(kind: str, clip: Path) -> dict[str, Any]:
+    """Run one baseline. Returns the report of a benchmark."""
+    began = time.perf_counter()
+    find, paint = KINDS[kind]()
     detector, mesh = FaceDetector("full"), FaceMesh()
     reader = cv2.VideoCapture(str(clip))
     size = (int(reader.get(cv2.CAP_PROP_FRAME_WIDTH)), int(reader.get(cv2.CAP_PROP_FRAME_HEIGHT)))
     writer = cv2.VideoWriter(str(clip.with_suffix(f".{kind}.mp4")), cv2.VideoWriter.fourcc(*"mp4v"), 25, size)
     removed = frames = 0
-    started = 0.0
+    first = 0.0
     while True:
         there, bgr = reader.read()
         if not there:
@@ -103,32 +99,18 @@ def loop(kind: str, clip: Path) -> None:
         removed += unmask_frame(rgb, detector, mesh, find, paint)
         writer.write(rgb[..., ::-1])
         frames += 1
-        started = started or time.perf_counter()
-    print((frames - 1) / (time.perf_counter() - started), removed)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, choices=list(SIZES), default=720)
-    parser.add_argument("--faces", type=int, default=1)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--loop", nargs=2, metavar=("KIND", "CLIP"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.loop:
-        loop(arguments.loop[0], Path(arguments.loop[1]))
-        return
-    case = Case(name="unmask video", lines=arguments.lines, faces=arguments.faces, frames=arguments.frames)
-    ours = next(iter(measure([case], "cpu", lambda case: None)))
-    print(f"{'unmask video':14} {ours.fps:7.1f} fps  {ours.masks_removed} masks removed")
-    with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.mp4"
-        write_clip(clip, *SIZES[arguments.lines], arguments.faces, arguments.frames)
-        for kind in KINDS:
-            command = [sys.executable, __file__, "--loop", kind, str(clip)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-            fps, removed = float(answer[0]), int(answer[1])
-            print(f"{kind:14} {fps:7.1f} fps  {removed} masks removed  unmask is {ours.fps / fps:.1f} times as fast")
+        first = first or time.perf_counter()
+    writer.release()
+    return {
+        "seconds": time.perf_counter() - began,
+        "open_seconds": first - began,
+        "counted": frames - 1,
+        "masks_removed": removed,
+        "engine": kind,
+        "encoder": "OpenCV mp4v",
+        "stages": {},
+    }
 
 
 if __name__ == "__main__":
-    main()
+    Path(sys.argv[3]).write_text(json.dumps(loop(sys.argv[1], Path(sys.argv[2]))))

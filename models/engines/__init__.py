@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: TensorRT and Torch-TensorRT, what they share, and the check that they compute the same."""
