@@ -160,8 +160,8 @@ def lowered_coverage(landmarks: F32, rng: np.random.Generator, size: tuple[int, 
 
 
 def straps(landmarks: F32, rng: np.random.Generator, size: tuple[int, int], lowered: bool = False) -> U8:
-    """Coverage (H, W) uint8 of ear loops: thin lines from the sides of the mask, `lowered` under the chin or not, to the
-    ears."""
+    """Coverage (H, W) uint8 of ear loops: thin lines from the sides of the mask, which may be `lowered` under the chin,
+    to the ears."""
     picture = np.zeros(size, np.uint8)
     p = landmarks[:, :2]
     share = rng.uniform(0.015, 0.05) if rng.random() < 0.5 else rng.uniform(0.05, 0.14)

@@ -176,7 +176,7 @@ def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.
     return np.asarray(np.clip(skin + soft * (lit - skin), 0, 1), np.float32)
 
 
-_LOWERED_SHARE: Final = 0.2
+_LOWERED_SHARE: Final = 0.1
 """How many drawn masks are pulled down under the chin."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
 Material = Callable[[_Sheet, np.random.Generator], F32]

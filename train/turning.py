@@ -147,7 +147,11 @@ def _splat(where: npt.NDArray[np.float64], values: F32, size: int) -> tuple[F32,
     picture = np.zeros((size * size, values.shape[1]), np.float32)
     drawn = np.zeros(size * size, np.float32)
     picture[at], drawn[at] = values[kept][order], 1
-    picture, drawn = picture.reshape(size, size, -1), drawn.reshape(size, size)
+    return _without_holes(picture.reshape(size, size, -1), drawn.reshape(size, size))
+
+
+def _without_holes(picture: F32, drawn: F32) -> tuple[F32, F32]:
+    """Fill pixels (S, S, C) between points that were `drawn` (S, S); give both, the latter soft at the outline."""
     for _ in range(2):
         weight = cv2.blur(drawn, (3, 3))
         holes = (drawn == 0) & (weight > 0.3)  # between points, not beside them

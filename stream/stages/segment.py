@@ -29,6 +29,10 @@ _CLOSER: Final = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), 0.0, 1.
 _CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
+_CERTAIN_BELOW: Final = 0.9
+"""A mask that leaves the mouth free must be surer than others: scarves and collars look like one under the chin."""
+_LIPS: Final = (61, 37, 267, 291, 314, 84)
+"""Landmarks around the lips."""
 _MIDDLE_PX: Final = (60.0, 95.0)
 """How far from the middle column, and how far down at least, the middle of a worn mask lies in the crop."""
 _SPECK_AREA_PX: Final = 40
@@ -72,6 +76,12 @@ def _sits_on_a_face(solid: U8) -> bool:
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     aside, down = _MIDDLE_PX
     return bool(abs(x - CROP_SIZE / 2) < aside and y > down)
+
+
+def _leaves_the_mouth_free(solid: U8, points: F32) -> bool:
+    """Whether a mask covers less than half of the landmarks (468, 2) px around the lips."""
+    x, y = np.clip(np.round(points[list(_LIPS)]), 0, CROP_SIZE - 1).astype(int).T
+    return bool((solid[y, x] > 0).mean() < 0.5)
 
 
 class MaskShape:
@@ -150,14 +160,19 @@ class Segment(Stage):
         core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
         sure = cv2.mean(probability, mask=core)[0] / 255.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
+        points = transform_points(face.crop_from_frame, face.landmarks_px)
         if memory is not None and memory.masked:
             face.masked = area >= _KEEPS_AREA
         else:
             if face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK:
                 self._certain.add(face.track_id)
-            face.masked = area >= _WEARS_AREA and face.track_id in self._certain and _sits_on_a_face(solid)
+            face.masked = (
+                area >= _WEARS_AREA
+                and face.track_id in self._certain
+                and _sits_on_a_face(solid)
+                and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
+            )
         if face.masked:
-            points = transform_points(face.crop_from_frame, face.landmarks_px)
             face.pictures.mask[:] = self._shape.alpha(solid, probability, points)
         else:
             face.pictures.mask[:] = 0

@@ -53,8 +53,8 @@ def _detail(picture: F32) -> F32:
 def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
     """Give a mean of frames as much fine detail as a single frame has.
 
-    Detail that differs from frame to frame is averaged away, and resampling blurs; what is left is what stays from frame
-    to frame, and is made stronger until it has the variance that it had.
+    Detail that differs from frame to frame is averaged away, and resampling blurs; what is left is what stays from
+    frame to frame, and is made stronger until it has the variance that it had.
 
     Args:
         now: (S, S, 3) float32, the single frame.
@@ -79,8 +79,8 @@ def _largest_move(matrix: F64) -> float:
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
-    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail keeps its
-    strength, see `with_detail_of`.
+    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail keeps
+    its strength, see `with_detail_of`.
 
     Args:
         keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five
