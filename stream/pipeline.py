@@ -21,10 +21,12 @@ class Settings:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_faces: how many faces of a frame are processed at most, the largest first.
+        person: file with a personal model; empty for the general one.
     """
 
     device: str = "auto"
     max_faces: int = 8
+    person: str = ""
 
 
 def face_stages(settings: Settings) -> tuple[Stage, ...]:
@@ -32,7 +34,7 @@ def face_stages(settings: Settings) -> tuple[Stage, ...]:
     return (
         Track(max_faces=settings.max_faces),
         Segment(settings.device),
-        Inpaint(settings.device),
+        Inpaint(settings.device, person=settings.person),
         Smooth(),
     )
 

@@ -1,20 +1,21 @@
-"""The commands of the training ground: data, train, evaluate, export. Imported by `unmask.cli`, and just as lazily."""
+"""The commands of the training ground: data, training, evaluation, export. Imported as lazily as those of `cli`."""
 
 import importlib.util
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unmask.errors import UserError
+from unmask.errors import UnmaskError, UserError
 from unmask.progress import say
 
+if TYPE_CHECKING:
+    from unmask.train.config import Recipe
+
 data = typer.Typer(help="Prepare training data.", no_args_is_help=True)
-train = typer.Typer(help="Train a network. An interrupted run goes on where it stopped.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure the networks, as users run them.", no_args_is_help=True)
 
-_Config = Annotated[Path, typer.Option(metavar="FILE.yaml", help="The recipe; see train/recipes.")]
 _Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the network runs.")]
 _Crops = Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `unmask data crops`.")]
 _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the figures as JSON too.")]
@@ -23,7 +24,7 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 def _need_training_packages() -> None:
     missing = [
         name
-        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow")
+        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
@@ -73,24 +74,30 @@ def label(
         print(f"{what}: {count}")
 
 
-@train.command("segmenter")
-def train_segmenter(config: _Config) -> None:
-    """Train the network that finds the mask."""
+_Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one that ships.")]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Other values, such as phases.0.lr=1e-4.")
+]
+_Tracking = Annotated[str | None, typer.Option(metavar="URI", help="MLflow server; default: a folder beside the run.")]
+
+
+def _recipe(name: str, overrides: list[str] | None, tracking_uri: str | None = None) -> "Recipe":
     _need_training_packages()
-    from unmask.train import segmenter
-    from unmask.train.config import Recipe, load_yaml
+    from unmask.train.config import load_recipe
 
-    segmenter.train(load_yaml(config, Recipe))
+    tracked = [f"tracking_uri={tracking_uri}"] if tracking_uri else []
+    return load_recipe(name, [*(overrides or ()), *tracked])
 
 
-@train.command("inpainter")
-def train_inpainter(config: _Config) -> None:
-    """Train the network that paints the hidden part of the face."""
-    _need_training_packages()
-    from unmask.train import inpainter
-    from unmask.train.config import Recipe, load_yaml
+def train(recipe: _Recipe, overrides: _Overrides = None, tracking_uri: _Tracking = None) -> None:
+    """Train a network. An interrupted run goes on where it stopped.
 
-    inpainter.train(load_yaml(config, Recipe))
+    Writes the state, a log, sheets of samples and the recipe to the folder that the recipe names with out.
+    """
+    chosen = _recipe(recipe, overrides, tracking_uri)
+    from unmask.train.registry import trainer_of
+
+    trainer_of(chosen).fit()
 
 
 @evaluate.command("segmenter")
@@ -165,3 +172,93 @@ def _show(figures: dict[str, dict[str, float]], report: Path | None) -> None:
             print(f"  {figure:22} {value:.4f}" if isinstance(value, float) else f"  {figure:22} {value}")
     if report is not None:
         report.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def overfit(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    pictures: Annotated[int, typer.Option(metavar="N", min=1, help="How many pictures are learnt by heart.")] = 4,
+    steps: Annotated[int, typer.Option(metavar="N", min=10, help="Optimizer steps.")] = 300,
+) -> None:
+    """Learn a few pictures by heart: the check that a network and its losses can learn at all. Exit code 1 if not."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    result = campaign.overfit(chosen, pictures, steps, say)
+    print(f"loss {result.first:.4f} at first, {result.last:.4f} after {steps} steps")
+    if not result.learnt:
+        raise UnmaskError("it did not learn its few pictures by heart: try more --steps, then look at the losses")
+
+
+def crossval(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    folds: Annotated[int, typer.Option("-k", "--folds", metavar="K", min=2, help="Into how many parts.")] = 5,
+) -> None:
+    """Train K times, each time with another part of the pictures for validation."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    for name, row in campaign.crossval(chosen, folds, say).items():
+        print(f"{name}: {row['mean']:.4f} +- {row['deviation']:.4f} over {folds} folds")
+
+
+def tune(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    trials: Annotated[int, typer.Option(metavar="N", min=1, help="Trials in all, those of earlier calls too.")] = 20,
+) -> None:
+    """Search for better values of the keys that the recipe names under tune. Goes on where it stopped."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    result = campaign.tune(chosen, trials, say)
+    print(
+        f"best of {result['trials']} trials ({result['pruned']} pruned): {result['value']:.4f}, number {result['best']}"
+    )
+    for key, value in result["settings"].items():
+        print(f"  {key}={value}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The report.")] = Path(
+        "runs.html"
+    ),
+) -> None:
+    """Compare runs: one HTML file with figures, what differs, curves and samples."""
+    _need_training_packages()
+    from unmask.train.compare import write_report
+
+    write_report(runs, output)
+    print(output)
+
+
+def personalize(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="VIDEO|PHOTOS...", help="The person's bare face: files or folders.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.safetensors", help="The personal model.")],
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 240,
+) -> None:
+    """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE."""
+    _need_training_packages()
+    from unmask.train.personal import personalize as fit
+
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"'{source}' is not there; give videos, pictures or folders of the person's bare face")
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise UserError(f"'{output}' cannot be written: give FILE.safetensors in a folder that exists")
+
+    def progress(done: int, total: int) -> None:
+        if done % 20 == 0:
+            say(f"{done} of {total} steps")
+
+    done = fit(sources, output, steps, progress)
+    print(
+        f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces; PSNR in the mask on {done.held_out} others "
+        f"{done.psnr_before:.2f} dB before, {done.psnr_after:.2f} dB after"
+    )
+    if done.psnr_after <= done.psnr_before:
+        say("it did not get better: give more and sharper pictures of one person's bare face")

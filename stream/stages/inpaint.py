@@ -1,6 +1,7 @@
 """Inpaint: paints the hidden part of each masked face, in its canonical crop."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,15 +16,22 @@ class Inpaint(Stage):
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
+        person: file with a personal model; empty for the general one.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto") -> None:
-        self._device = device
+    def __init__(self, device: str = "auto", person: str = "") -> None:
+        self._device, self._person = device, person
 
     def open(self, context: Context) -> None:
-        self._engine: Engine = context.load("inpainter", choose(self._device))
+        choice = choose(self._device)
+        if self._person:
+            from unmask.models.person import load_personal  # only who asks for one needs it
+
+            self._engine: Engine = load_personal(Path(self._person), choice)
+        else:
+            self._engine = context.load("inpainter", choice)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         for face in frame.faces:
