@@ -5,7 +5,7 @@
 The first part of each clip is written anew (H.264, CRF 12) and given to `unmask personalize`. From half a second after
 it on, faces are hidden by synthetic masks (seed: the frame's position; training saw other ones), and painted by the
 general and by the personal network, as the program runs them. Figures are means over at most 40 frames: PSNR in the
-mask, and identity where there is an instrument for it (see instruments.py).
+mask, and identity where there is an instrument for it (see unmask.train.instruments).
 """
 
 import argparse
@@ -20,7 +20,6 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
-from instruments import Instruments
 
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
@@ -28,6 +27,7 @@ from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.models.person import load_personal
 from unmask.train.data import largest_face, warp_crop
 from unmask.train.evaluate import psnr
+from unmask.train.instruments import Instruments
 from unmask.train.masks import hidden_region
 from unmask.train.personal import personalize
 from unmask.train.video import spread_frames

@@ -118,7 +118,7 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("accumulate=3", "multiple of 3"),
         ("encoder=x.pth", "it is for segmenter-imagenet"),
         ("split.folds=1", "folds must be 2 or more"),
-        ("split.by=identity", "cannot read ''"),
+        ("split.by=file", "cannot read ''"),
         ("start=none.safetensors", "holds no weights of this model"),
     ],
 )
@@ -355,6 +355,8 @@ def test_splits(data: Path, tmp_path: Path) -> None:
     by_person = parts_of(names, Split(by="identity", file=str(listed), folds=3))
     assert 0 < sum(by_person) < 60
     assert all(len(set(by_person[p * 6 : p * 6 + 6])) == 1 for p in range(10)), "nobody is in both parts"
+    by_folder = parts_of([f"person-{i // 6}/{i}.jpg" for i in range(60)], Split(by="identity", folds=3))
+    assert all(len(set(by_folder[p * 6 : p * 6 + 6])) == 1 for p in range(10))
     listed.write_text("".join(f"{i}.jpg {0 if i < 40 else 1 if i < 50 else 2}\n" for i in range(60)))
     assert parts_of(names, Split(by="partition", file=str(listed))) == [0] * 40 + [1] * 10 + [2] * 10
     listed.write_text("3.jpg\n")

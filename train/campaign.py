@@ -1,6 +1,7 @@
 """Several runs of one recipe: the overfitting check, cross-validation, the search for better settings."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from unmask.errors import UnmaskError, UserError
+from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Range, Recipe, with_value
 from unmask.train.loop import Steps, Trainer, keep_memory
 from unmask.train.objectives import kind_of
 from unmask.train.registry import model_of, trainer_of
+from unmask.train.sheets import batch_sheet
 
 Say = Callable[[str], None]
 
@@ -68,6 +73,14 @@ def overfit(recipe: Recipe, pictures: int, steps: int, say: Say) -> Overfitted:
     trainer.end_epoch(phase.size)
     trainer.run.finish()
     return Overfitted(totals[0], float(np.mean(totals[-5:])))
+
+
+def preview_sheet(recipe: Recipe, seed: int) -> npt.NDArray[np.uint8]:
+    """A batch of the first phase, (H, W, 3) uint8 RGB; nothing is left of the run that it takes."""
+    with tempfile.TemporaryDirectory(prefix="unmask-preview-") as folder:
+        trainer = trainer_of(msgspec.structs.replace(recipe, out=str(Path(folder) / "run")))
+        torch.manual_seed(seed)
+        return batch_sheet(trainer.batch(recipe.phases[0], seed), Augmenter(recipe.augmentation))
 
 
 def _loss(value: float | Loss) -> Loss:
@@ -125,10 +138,11 @@ def tune(recipe: Recipe, trials: int, say: Say) -> dict[str, Any]:
         storage=f"sqlite:///{out / 'tune.db'}",
         study_name=recipe.model,
         direction="maximize" if higher else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=recipe.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         load_if_exists=True,
     )
+    # What was drawn before must not be drawn again when the search goes on.
+    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.trials))
 
     def objective(trial: Any) -> float:
         value = _try(recipe, trial)

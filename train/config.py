@@ -84,9 +84,9 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Which pictures are kept for validation.
 
     Attributes:
-        by: hash: every `folds`-th by the SHA-256 of the file name; identity: the same with whole people, by `file`;
-            file: those that `file` names; partition: those that `file` marks with 1 (those with 2 are for testing, and
-            are left out of both).
+        by: hash: every `folds`-th by the SHA-256 of the file name; identity: the same with whole people, by `file` or,
+            without one, by the folder of each picture, as in LFW; file: those that `file` names; partition: those that
+            `file` marks with 1 (those with 2 are for testing, and are left out of both).
         file: lines "NAME", "NAME PERSON" or "NAME 0|1|2", as CelebA writes them.
         folds: how many parts there are (hash, identity).
         fold: which part is for validation.

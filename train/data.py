@@ -50,6 +50,8 @@ def parts_of(names: Sequence[str], how: Split) -> list[int]:
         )
     if how.by == "hash":
         return [int(_fold(name, how.folds) == how.fold) for name in files]
+    if how.by == "identity" and not how.file:
+        return [int(_fold(Path(name).parent.name, how.folds) == how.fold) for name in names]
     lines = _split_file(how)
     if how.by == "file":
         return [int(name in lines) for name in files]

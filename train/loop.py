@@ -13,7 +13,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar, Generic, TypeVar
 
-import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from unmask.errors import UnmaskError, UserError
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, prefetch
 from unmask.train.materials import load_templates
+from unmask.train.sheets import write_sheet
 from unmask.train.tracking import Tracking
 
 Indices = npt.NDArray[np.int64]
@@ -216,9 +216,7 @@ class Run:
         """Write a sheet of samples, (H, W, 3) uint8 RGB."""
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{self.done:07}.jpg"
-        if not cv2.imwrite(str(path), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise UserError(f"cannot write '{path}'")
+        write_sheet(folder / f"{self.done:07}.jpg", sheet)
 
     def log(self, **figures: float | int | str) -> None:
         """Add a line to the log and print it."""

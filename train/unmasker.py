@@ -1,6 +1,6 @@
 """Trains networks that find the mask and paint what it hides in one go, as published ones do: rgb to rgb and logits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import augment
+from unmask.train.data import FaceCrops, augment
 from unmask.train.inpainter import psnr_in
 from unmask.train.loop import Indices
-from unmask.train.materials import draw_mask, wear_template
+from unmask.train.materials import Template, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, View, on_device, shown
 from unmask.train.pseudo import PseudoLabels
 from unmask.train.sheets import picture_sheet, tinted
@@ -37,6 +37,37 @@ class Batch:
     unpaired: Tensor
 
 
+def make_batch(
+    faces: FaceCrops,
+    templates: Sequence[Template],
+    real: PseudoLabels | None,
+    indices: Indices,
+    size: int,
+    seed: int,
+    jitter: float,
+) -> Batch:
+    """Put masks on some faces, and draw as many real masked ones; the same arguments give the same batch."""
+    rng = np.random.default_rng(seed)
+    rgb, truth, mask, inside = [], [], [], []
+    for index in indices:
+        face = augment(faces, int(index), size, rng, jitter)
+        if templates and rng.random() < 0.45:
+            worn = wear_template(face.rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
+        else:
+            worn = draw_mask(face.rgb, face.points, rng)
+        rgb.append(worn.rgb)
+        truth.append(face.rgb)
+        mask.append((worn.coverage > 0.5).astype(np.float32)[..., None])
+        inside.append(face.inside[..., None])
+    unpaired: list[F32] = []
+    if real is not None:
+        chosen = rng.integers(len(real.crops), size=len(indices))
+        unpaired = [real.draw(int(i), size, rng, jitter)[0] for i in chosen]
+    planes = [_planes(np.stack(x)) for x in (rgb, truth, mask, inside)]
+    without_truth = _planes(np.array(unpaired, np.float32).reshape(-1, size, size, 3))
+    return Batch(planes[0], planes[1], planes[2], planes[3], without_truth)
+
+
 class UnmaskTrainer(ObjectiveTrainer[Batch]):
     """A network that finds the mask and paints what it hides: rgb to (rgb, logits).
 
@@ -56,29 +87,11 @@ class UnmaskTrainer(ObjectiveTrainer[Batch]):
         self.real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return self._draw(self.chosen(phase, seed), phase.size, seed, _JITTER)
+        return make_batch(self.faces, self.templates, self.real, self.chosen(phase, seed), phase.size, seed, _JITTER)
 
-    def _draw(self, indices: Indices, size: int, seed: int, jitter: float) -> Batch:
-        """The same arguments give the same batch."""
-        rng = np.random.default_rng(seed)
-        rgb, truth, mask, inside = [], [], [], []
-        for index in indices:
-            face = augment(self.faces, int(index), size, rng, jitter)
-            if self.templates and rng.random() < 0.45:
-                worn = wear_template(face.rgb, face.points, self.templates[int(rng.integers(len(self.templates)))], rng)
-            else:
-                worn = draw_mask(face.rgb, face.points, rng)
-            rgb.append(worn.rgb)
-            truth.append(face.rgb)
-            mask.append((worn.coverage > 0.5).astype(np.float32)[..., None])
-            inside.append(face.inside[..., None])
-        real: list[F32] = []
-        if self.real is not None:
-            chosen = rng.integers(len(self.real.crops), size=len(indices))
-            real = [self.real.draw(int(i), size, rng, jitter)[0] for i in chosen]
-        unpaired = np.array(real, np.float32).reshape(-1, size, size, 3)
-        paired = [_planes(np.stack(x)) for x in (rgb, truth, mask, inside)]
-        return Batch(paired[0], paired[1], paired[2], paired[3], _planes(unpaired))
+    def _fixed(self, indices: Indices, size: int, seed: int) -> Batch:
+        batch = make_batch(self.faces, self.templates, None, indices, size, seed, 0.0)
+        return on_device(batch, self.device)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (rgb, truth), (mask, inside) = self.augmenter([batch.rgb, batch.truth], [batch.mask, batch.inside])
@@ -110,7 +123,7 @@ class UnmaskTrainer(ObjectiveTrainer[Batch]):
         values: list[float] = []
         both = either = 0.0
         for seed, indices in self.validation_groups():
-            batch = on_device(self._draw(indices, size, seed, 0.0), self.device)
+            batch = self._fixed(indices, size, seed)
             with self.autocast():
                 output, logits = model(batch.rgb)
             values += psnr_in(output.float(), batch.truth, batch.mask * batch.inside).tolist()
@@ -122,7 +135,7 @@ class UnmaskTrainer(ObjectiveTrainer[Batch]):
     @torch.no_grad()
     def sheet(self, size: int) -> U8:
         _, indices = next(self.validation_groups())
-        batch = on_device(self._draw(indices, size, 0, 0.0), self.device)
+        batch = self._fixed(indices, size, 0)
         with self.autocast():
             output, logits = self.averaged()(batch.rgb)
         columns = [batch.rgb, tinted(batch.rgb, logits.float().sigmoid()), output, batch.truth]

@@ -74,6 +74,106 @@ def label(
         print(f"{what}: {count}")
 
 
+@data.command()
+def masks(
+    faces: Annotated[Path, typer.Argument(metavar="FACES", help="Folder of pictures of bare faces.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pairs are written.")],
+    kinds: Annotated[str, typer.Option(metavar="KIND=SHARE,...", help="Kinds of masks and how many of each.")] = (
+        "surgical=0.4,n95=0.2,cloth=0.4"
+    ),
+    region: Annotated[
+        str,
+        typer.Option(
+            metavar="lower-face|mouth|nose|eyes|left|right|freeform", help="Hide a part of the face, no mask."
+        ),
+    ] = "",
+    size: Annotated[
+        int, typer.Option(metavar="PX", min=0, help="Write aligned crops of this size; 0: whole pictures.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one gives other masks.")] = 0,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at a time.")] = 2,
+) -> None:
+    """Write pairs for training: each face with a mask, the mask, the face as it was, its landmarks.
+
+    The same pictures, seed and options give the same pairs. An interrupted call goes on where it stopped.
+    """
+    from unmask.train.dataset import MaskOptions, make_pairs
+
+    if not faces.is_dir():
+        raise UserError(f"'{faces}' is not a folder; give a folder of pictures")
+    shares = {}
+    for part in kinds.split(","):
+        kind, _, share = part.strip().partition("=")
+        try:
+            shares[kind] = float(share or 1)
+        except ValueError:
+            raise UserError(f"--kinds: '{part}' is not KIND=SHARE, such as surgical=0.5") from None
+    for what, count in make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), _progress).items():
+        print(f"{what}: {count}")
+
+
+@data.command()
+def frames(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos of one person's bare face.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where pictures and sound go.")],
+    fps: Annotated[float, typer.Option(metavar="N", min=0.01, help="Pictures kept of each second, the sharpest.")] = 1,
+    size: Annotated[int, typer.Option(metavar="PX", min=32, help="Width and height of the aligned crops.")] = 512,
+) -> None:
+    """A person's own data set from video: aligned crops of the sharpest frames, no picture twice, the sound as WAV."""
+    from unmask.train.dataset import extract_frames
+
+    for what, count in extract_frames(videos, output, fps, size, _progress).items():
+        print(f"{what}: {count}")
+
+
+@data.command()
+def paired(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With pairs image/NAME and mask/NAME (0 and 255).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+) -> None:
+    """Read labelled pictures of masked faces as `unmask data label` writes them, for a recipe's real."""
+    from unmask.stream.stills import crop_of_portrait
+    from unmask.train.pseudo import write_labelled
+
+    print(f"crops: {write_labelled(folder, crop_of_portrait, output)}")
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures to look at.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The other split: pictures that both have are leaks.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.jpg", help="Write a contact sheet.")] = None,
+) -> None:
+    """Find what is wrong with a folder of pictures: broken files, the same picture twice, leaks between splits.
+
+    Exit code 1 where something is wrong.
+    """
+    _need_training_packages()
+    from unmask.train.dataset import check_pictures
+    from unmask.train.sheets import write_sheet
+
+    for given in (folder, against):
+        if given is not None and not given.is_dir():
+            raise UserError(f"'{given}' is not a folder; give a folder of pictures")
+    found = check_pictures(folder, against, _progress)
+    print(f"pictures: {found.pictures}")
+    for size, count in sorted(found.sizes.items(), key=lambda pair: -pair[1])[:10]:
+        print(f"  {size}: {count}")
+    for name in found.broken:
+        print(f"broken: {name}")
+    for group in found.duplicates:
+        print(f"the same: {', '.join(group)}")
+    for name in found.leaks:
+        print(f"in {against} too: {name}")
+    if sheet is not None:
+        write_sheet(sheet, found.sheet)
+    wrong = len(found.broken) + len(found.duplicates) + len(found.leaks)
+    print(f"{wrong} problems" if wrong else "nothing wrong")
+    raise typer.Exit(int(wrong > 0))
+
+
 _Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one that ships.")]
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Other values, such as phases.0.lr=1e-4.")
@@ -142,6 +242,33 @@ def evaluate_inpainter(crops: _Crops, device: _Device = "auto", report: _Json = 
     _show({"validation faces": measure.evaluate_inpainter(engine, FaceCrops.open(crops), _progress)}, report)
 
 
+@evaluate.command("run")
+def evaluate_training_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    instruments: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With loaders.py: networks that measure LPIPS and identity.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.jpg", help="Write masked, mask over picture, result, truth.")
+    ] = None,
+    most: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at most.")] = 500,
+    report: _Json = None,
+) -> None:
+    """Measure a training run on its validation pictures: Dice, IoU, PSNR, SSIM, MSE, LPIPS, identity."""
+    _need_training_packages()
+    from unmask.train.evaluate_run import evaluate_run
+    from unmask.train.instruments import Instruments
+    from unmask.train.sheets import write_sheet
+
+    if instruments is not None and not (instruments / "loaders.py").is_file():
+        raise UserError(f"'{instruments}' holds no loaders.py; without --instruments LPIPS and identity are left out")
+    judges = Instruments(instruments) if instruments else None
+    figures, picture = evaluate_run(run, judges, most, _progress)
+    if sheet is not None:
+        write_sheet(sheet, picture)
+    _show({str(run): figures}, report)
+
+
 def export(
     network: Annotated[str, typer.Argument(metavar="segmenter|inpainter")],
     checkpoint: Annotated[Path, typer.Argument(metavar="STATE.pt", help="Checkpoint of a training run.")],
@@ -172,6 +299,22 @@ def _show(figures: dict[str, dict[str, float]], report: Path | None) -> None:
             print(f"  {figure:22} {value:.4f}" if isinstance(value, float) else f"  {figure:22} {value}")
     if report is not None:
         report.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@data.command()
+def preview(
+    recipe: _Recipe,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.jpg", help="The sheet.")],
+    overrides: _Overrides = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one gives another batch.")] = 0,
+) -> None:
+    """Draw a batch as the network gets it: masks, light and every augmentation of the recipe."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train.campaign import preview_sheet
+    from unmask.train.sheets import write_sheet
+
+    write_sheet(output, preview_sheet(chosen, seed))
+    print(output)
 
 
 def overfit(
