@@ -38,8 +38,8 @@ def call(*arguments: str | Path) -> str:
 
 
 def test_a_segmenter_learns_a_few_pictures_by_heart(data: Path, tmp_path: Path) -> None:
-    recipe = write_recipe("segmenter", data, tmp_path, "sizes.width=8")
-    output = call("overfit", recipe, "--pictures", "2", "--steps", "150")
+    recipe = write_recipe("segmenter", data, tmp_path, "sizes.width=8", "phases.3.lr=5e-3")
+    output = call("overfit", recipe, "--pictures", "2", "--steps", "120")
     first, last = (float(output.split(word)[0].split()[-1]) for word in (" at first", " after"))
     assert last < 0.25 * first
     assert list((tmp_path / "run" / "overfit" / "samples").glob("*.jpg"))

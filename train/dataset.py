@@ -141,8 +141,8 @@ def _hide(rgb: U8, landmarks: F32, options: MaskOptions, rng: np.random.Generato
 def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, progress: Progress) -> dict[str, int]:
     """A person's own data set: of each span of 1/fps seconds the sharpest face, as an aligned crop.
 
-    Writes OUT/VIDEO-SECONDS.png (size x size px) and the sound of each video as OUT/VIDEO.wav. What looks like a frame
-    that was kept before is dropped.
+    Writes OUT/VIDEO-SECONDS.png (size x size px) and the sound of each video as OUT/VIDEO.wav. Of frames that
+    look the same, the sharpest is kept.
 
     Args:
         progress: is told how many of how many videos are done.
@@ -158,25 +158,38 @@ def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, pro
     counts = {"pictures": 0, "near-duplicates": 0, "frames without a face": 0}
     for done, video in enumerate(videos):
         progress(done, len(videos))
-        kept: list[F32] = []
-        for moment, crop in _sharpest(video, fps, size, detector, mesh, counts):
-            mark = fingerprint(np.asarray(cv2.resize(crop, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA)))
-            if any(float(mark @ other) > _SAME_FRAME for other in kept):
+        kept: list[_Kept] = []
+        for moment, sharp, crop in _sharpest(video, fps, size, detector, mesh, counts):
+            new = _Kept(_mark(crop), sharp, out / f"{video.stem}-{moment:08.3f}.png")
+            like = next((k for k in kept if float(k.mark @ new.mark) > _SAME_FRAME), None)
+            if like is not None:
                 counts["near-duplicates"] += 1
-                continue
-            kept.append(mark)
-            cv2.imwrite(str(out / f"{video.stem}-{moment:08.3f}.png"), crop[..., ::-1])
-            counts["pictures"] += 1
+                if like.sharp >= new.sharp:
+                    continue
+                like.file.unlink()
+                kept.remove(like)
+            kept.append(new)
+            cv2.imwrite(str(new.file), crop[..., ::-1])
+        counts["pictures"] += len(kept)
         write_sound(video, out / f"{video.stem}.wav")
     if not counts["pictures"]:
         raise UserError("no face found in any of the videos")
     return counts
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A frame that was kept: its fingerprint, how sharp it is, its file."""
+
+    mark: F32
+    sharp: float
+    file: Path
+
+
 def _sharpest(
     video: Path, fps: float, size: int, detector: FaceDetector, mesh: FaceMesh, counts: dict[str, int]
-) -> list[tuple[float, U8]]:
-    """(seconds, crop) of the sharpest face of each span of 1/fps seconds."""
+) -> list[tuple[float, float, U8]]:
+    """(seconds, sharpness, crop) of the sharpest face of each span of 1/fps seconds."""
     best: dict[int, tuple[float, float, U8]] = {}
     for moment, rgb in spread_frames(video, 1_000_000):
         landmarks = largest_face(rgb, detector, mesh)
@@ -189,7 +202,7 @@ def _sharpest(
         span = int(moment * fps)
         if span not in best or sharp > best[span][0]:
             best[span] = (sharp, moment, crop)
-    return [(moment, crop) for _, (_, moment, crop) in sorted(best.items())]
+    return [(moment, sharp, crop) for _, (sharp, moment, crop) in sorted(best.items())]
 
 
 def write_sound(video: Path, target: Path) -> bool:

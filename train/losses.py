@@ -41,6 +41,20 @@ def edge_l1(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return loss
 
 
+def detail(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """How much less or more fine structure there is than in the truth: the difference of the local strength (root mean
+    square in windows of 8 px) of the Laplacian. Where pores lie does not matter, that there are some does: L1 alone
+    blurs what it cannot foresee. (N, 3, H, W) and (N, 1, H, W)."""
+    strength_a, strength_b = _laplacian_strength(output), _laplacian_strength(truth)
+    return masked_mean((strength_a - strength_b).abs(), F.avg_pool2d(weight, 8, 4))
+
+
+def _laplacian_strength(rgb: Tensor) -> Tensor:
+    kernel = rgb.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    edges = F.conv2d(F.pad(rgb.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate"), kernel)
+    return (F.avg_pool2d(edges.square(), 8, 4) + 1e-5).sqrt()
+
+
 def total_variation(output: Tensor, weight: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels (Rudin et al. 1992, doi:10.1016/0167-2789(92)90242-F)."""
     return edge_l1(output, torch.zeros_like(output), weight)
