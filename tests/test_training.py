@@ -199,7 +199,9 @@ def test_inpainter_trains_with_an_adversary_and_ships(
     trainer_of(recipe("inpainter", crops, tmp_path / "run", losses)).fit()
     result = CliRunner().invoke(app, ["export", "inpainter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr("unmask.models.engine.weights_file", lambda name: tmp_path / name)
+    wrong = CliRunner().invoke(app, ["export", "segmenter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
+    assert "holds the model inpainter" in str(wrong.exception)
+    monkeypatch.setenv("UNMASK_WEIGHTS", str(tmp_path))
     engine = OpenVinoEngine("inpainter", threads=3)  # an unusual number, so that no compiled network is reused
     crop, mask = portrait.crop(masked=True), portrait.crop_coverage().astype(np.uint8) * np.uint8(255)
     painted = engine(crop[None], mask[None])[0].astype(int)

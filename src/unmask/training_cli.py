@@ -288,6 +288,10 @@ def export(
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    trained, sizes = state.get("network", network), state.get("recipe", {}).get("sizes", {})
+    if trained != network or sizes:
+        what = f"the {trained} of another size" if trained == network else f"the model {trained}"
+        raise UserError(f"'{checkpoint}' holds {what}; only the {network} of the usual size can be exported as one")
     for path in ship(network, state["ema"], output):
         print(path)
 
