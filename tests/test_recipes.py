@@ -116,6 +116,8 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("augmentation=[{name: RandomGausianBlur}]", "did you mean 'RandomGaussianBlur'"),
         ("augmentation=[{name: RandomGaussianBlur, args: {radius: 3}}]", "RandomGaussianBlur"),
         ("accumulate=3", "multiple of 3"),
+        ("device=gpu", "device: 'gpu' is none of cpu, cuda, cuda:N"),
+        ("device=cuda:9", "device: "),
         ("encoder=x.pth", "it is for segmenter-imagenet"),
         ("split.folds=1", "folds must be 2 or more"),
         ("split.by=file", "cannot read ''"),
@@ -139,11 +141,10 @@ def run(recipe: Recipe, stop_after: int = 0) -> dict[str, Any]:
     trainer = trainer_of(recipe)
     step_done = trainer.run.step_done
 
-    def counted(report_every: int) -> bool:
-        saved = step_done(report_every)
+    def counted(report_every: int) -> None:
+        step_done(report_every)
         if trainer.run.done == stop_after:
             raise KilledError
-        return saved
 
     trainer.run.step_done = counted  # type: ignore[method-assign]
     with contextlib.suppress(KilledError):

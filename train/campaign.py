@@ -17,7 +17,7 @@ from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Range, Recipe, with_value
 from unmask.train.loop import Steps, Trainer, keep_memory
 from unmask.train.objectives import kind_of
-from unmask.train.registry import model_of, trainer_of
+from unmask.train.registry import trainer_of
 from unmask.train.sheets import batch_sheet
 
 Say = Callable[[str], None]
@@ -131,13 +131,11 @@ def tune(recipe: Recipe, trials: int, say: Say) -> dict[str, Any]:
     _check_ranges(recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
-    trainer = model_of(recipe).trainer
-    higher = bool(getattr(trainer, "higher_is_better", True))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'tune.db'}",
         study_name=recipe.model,
-        direction="maximize" if higher else "minimize",
+        direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         load_if_exists=True,
     )

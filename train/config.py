@@ -242,7 +242,7 @@ def with_value(recipe: Recipe, key: str, value: Any) -> Recipe:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """ ", did you mean 'x'?" where a known name is like this one."""
-    like = sorted(difflib.get_close_matches(name, known), key=lambda known_name: known_name[:1] != name[:1])
+    like = sorted(difflib.get_close_matches(name, known, cutoff=0.5), key=lambda known_name: known_name[:1] != name[:1])
     return f", did you mean '{like[0]}'?" if like else ""
 
 

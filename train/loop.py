@@ -201,16 +201,14 @@ class Run:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._counted += 1
 
-    def step_done(self, report_every: int) -> bool:
-        """Count a step, report and save when it is time; True when it saved."""
+    def step_done(self, report_every: int) -> None:
+        """Count a step, report and save when it is time."""
         self.done += 1
         if self.done % report_every == 0:
             self.log(**{name: total / self._counted for name, total in self._sums.items()})
             self._sums, self._counted = {}, 0
-        if time.monotonic() - self._saved < self._every:
-            return False
-        self.save()
-        return True
+        if time.monotonic() - self._saved >= self._every:
+            self.save()
 
     def sample(self, sheet: U8) -> None:
         """Write a sheet of samples, (H, W, 3) uint8 RGB."""
@@ -268,13 +266,11 @@ class Trainer(ABC, Generic[B]):
         others: whatever else a checkpoint must hold, by name.
 
     Attributes:
-        figure: the one of `validate`'s figures that tells which run is better.
-        higher_is_better: what is better for it.
+        figure: the one of `validate`'s figures that tells which run is better; the higher, the better.
         on_epoch: is told the steps done and the figures of each validation.
     """
 
     figure: ClassVar[str] = ""
-    higher_is_better: ClassVar[bool] = True
 
     def __init__(
         self, network: str, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, **others: Any

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from unmask.errors import UserError
@@ -75,7 +76,20 @@ def build(recipe: Recipe) -> nn.Module:
 
 
 def trainer_of(recipe: Recipe) -> Trainer[Any]:
-    """What runs a recipe."""
+    """What runs a recipe. Raises UserError where it cannot be run here."""
     if any(phase.batch % recipe.accumulate for phase in recipe.phases):
         raise UserError(f"accumulate: batch must be a multiple of {recipe.accumulate}")
+    if recipe.optimizer.name == "muon" and recipe.precision == "fp16":
+        raise UserError("precision: muon does not scale its gradients; use bf16 or fp32 with it")
+    _check_device(recipe.device)
     return model_of(recipe).trainer(recipe, lambda: build(recipe))
+
+
+def _check_device(device: str) -> None:
+    kind, _, number = device.partition(":")
+    if kind not in {"cpu", "cuda"} or (number and not number.isdecimal()):
+        raise UserError(f"device: '{device}' is none of cpu, cuda, cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: '{device}': PyTorch finds no NVIDIA GPU here; use device=cpu")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: '{device}': this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
