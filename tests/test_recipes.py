@@ -360,7 +360,8 @@ def test_splits(data: Path, tmp_path: Path) -> None:
     assert all(len(set(by_folder[p * 6 : p * 6 + 6])) == 1 for p in range(10))
     listed.write_text("".join(f"{i}.jpg {0 if i < 40 else 1 if i < 50 else 2}\n" for i in range(60)))
     assert parts_of(names, Split(by="partition", file=str(listed))) == [0] * 40 + [1] * 10 + [2] * 10
-    listed.write_text("3.jpg\n")
+    listed.write_text("3.jpg\nwith a blank.jpg\n")
+    assert parts_of(["with a blank.jpg", "4.jpg"], Split(by="file", file=str(listed))) == [1, 0]
     assert [i for i, part in enumerate(parts_of(names, Split(by="file", file=str(listed)))) if part] == [3]
     listed.write_text("3.jpg 0\n")
     with pytest.raises(UserError, match="says nothing about 59 pictures"):

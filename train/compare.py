@@ -5,7 +5,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ class RunRecord:
         except OSError as error:
             raise UserError(f"'{folder}' is no training run: {Path(str(error.filename)).name} is missing") from error
         samples = sorted((folder / "samples").glob("*.jpg"))
-        return cls(folder.name, recipe, [json.loads(line) for line in lines], samples[-1] if samples else None)
+        return cls(
+            folder.resolve().name, recipe, [json.loads(line) for line in lines], samples[-1] if samples else None
+        )
 
     def curve(self, figure: str) -> list[tuple[float, float]]:
         """(step, value) of a figure."""
@@ -81,13 +83,9 @@ def _named_apart(runs: list[RunRecord], folders: Sequence[Path]) -> list[RunReco
     """Runs of the same name get the folder before it too."""
     names = [run.name for run in runs]
     return [
-        RunRecord(f"{folder.parent.name}/{run.name}" if names.count(run.name) > 1 else run.name, *_rest(run))
+        replace(run, name=f"{folder.resolve().parent.name}/{run.name}") if names.count(run.name) > 1 else run
         for run, folder in zip(runs, folders, strict=True)
     ]
-
-
-def _rest(run: RunRecord) -> tuple[dict[str, Any], list[dict[str, float]], Path | None]:
-    return run.recipe, run.log, run.sample
 
 
 def _figures_table(runs: Sequence[RunRecord], figures: Sequence[str]) -> str:

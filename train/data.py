@@ -64,9 +64,12 @@ def parts_of(names: Sequence[str], how: Split) -> list[int]:
 
 def _split_file(how: Split) -> dict[str, str]:
     try:
-        rows = [line.replace(",", " ").split() for line in Path(how.file).read_text().splitlines()]
+        lines = Path(how.file).read_text().splitlines()
     except OSError as error:
         raise UserError(f"split: cannot read '{how.file}': {error.strerror}; give it with split.file=FILE") from error
+    if how.by == "file":
+        return {line.strip(): "" for line in lines}  # a name may have blanks in it
+    rows = [line.replace(",", " ").split() for line in lines]
     return {row[0]: row[1] if len(row) > 1 else "" for row in rows if row}
 
 
