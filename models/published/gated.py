@@ -28,6 +28,10 @@ class GatedConv(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(width_in, 2 * width_out, kernel, stride, padding, dilation)
+        nn.init.kaiming_normal_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        with torch.no_grad():  # a gate halves what it lets through: without this, nothing reaches the end of the stack
+            self.conv.weight[:width_out] *= 2.0
 
     def forward(self, x: Tensor) -> Tensor:
         features, gate = torch.chunk(self.conv(x), 2, dim=1)
