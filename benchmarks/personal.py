@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--instruments", type=Path, help="folder with loaders.py, for identity")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--share", type=float, default=0.6, help="of each clip that is learnt from")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--report", type=Path)

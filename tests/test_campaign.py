@@ -45,6 +45,16 @@ def test_a_segmenter_learns_a_few_pictures_by_heart(data: Path, tmp_path: Path) 
     assert list((tmp_path / "run" / "overfit" / "samples").glob("*.jpg"))
 
 
+def test_a_recipe_is_trained_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe("segmenter", data, tmp_path)
+    store = (tmp_path / "elsewhere").as_uri()
+    call("train", recipe, "phases.0.steps=2", "ema=0.5", "--tracking-uri", store)
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["ema"] == 0.5
+    assert (tmp_path / "run" / "state.pt").exists()
+    assert list((tmp_path / "elsewhere").rglob("metrics/validation_iou")), "and is recorded where it was told to"
+    assert not (tmp_path / "mlruns").exists()
+
+
 def test_a_network_that_cannot_learn_is_found_out(data: Path, tmp_path: Path) -> None:
     recipe = write_recipe("segmenter", data, tmp_path, "optimizer={name: sgd, momentum: 0}", "clip=1e-9")
     with pytest.raises(UnmaskError, match="did not learn"):

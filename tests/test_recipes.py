@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,26 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(optimizer: str, data: Path, 
         assert same(straight[part], resumed[part]), part
     samples = sorted(p.name for p in (tmp_path / "straight" / "samples").iterdir())
     assert samples == ["0000004.jpg", "0000008.jpg"], "a sheet of samples for each epoch"
+
+
+def test_ctrl_c_ends_the_step_and_keeps_the_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(small_recipe("segmenter", data, tmp_path, "phases.3.steps=5"))
+    step = trainer.step
+
+    def interrupted(phase: Phase, number: int, batch: Any) -> dict[str, float]:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(phase, number, batch)
+
+    monkeypatch.setattr(trainer, "step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(trainer.run.checkpoint, weights_only=True)["done"] == 3
+    assert "the same command goes on from there" in capsys.readouterr().out
 
 
 def test_another_recipe_does_not_resume_a_run(data: Path, tmp_path: Path) -> None:

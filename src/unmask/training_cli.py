@@ -386,7 +386,7 @@ def personalize(
         list[Path], typer.Argument(metavar="VIDEO|PHOTOS...", help="The person's bare face: files or folders.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.safetensors", help="The personal model.")],
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 240,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 600,
 ) -> None:
     """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE."""
     _need_training_packages()
