@@ -28,8 +28,9 @@ F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 _PARTS: Final = ("masked", "mask", "truth")
+_SAME_FRAME: Final = 0.985
+"""Cosine of fingerprints above which two frames of a person show the same; blur alone takes it to 0.99."""
 _SAME_PICTURE: Final = 0.995
-"""Cosine of fingerprints above which two pictures are the same twice."""
 _SHEET_COLUMNS, _SHEET_ROWS, _CELL = 12, 6, 96
 
 
@@ -160,7 +161,7 @@ def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, pro
         kept: list[_Kept] = []
         for moment, sharp, crop in _sharpest(video, fps, size, detector, mesh, counts):
             new = _Kept(_mark(crop), sharp, out / f"{video.stem}-{moment:08.3f}.png")
-            like = next((k for k in kept if float(k.mark @ new.mark) > _SAME_PICTURE), None)
+            like = next((k for k in kept if float(k.mark @ new.mark) > _SAME_FRAME), None)
             if like is not None:
                 counts["near-duplicates"] += 1
                 if like.sharp >= new.sharp:
