@@ -8,7 +8,7 @@ picture unless "in the mask" is said. Two cases: the true mask is given and only
 goes through the whole program, which finds the face and the mask itself.
 
 LPIPS and identity (cosine of face embeddings) are measured by networks that are not part of this project: see
-instruments.py.
+unmask.train.instruments.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from typing import Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from instruments import Instruments
 
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import canonical_crop
@@ -28,6 +27,7 @@ from unmask.stream.jobs import PictureDesk
 from unmask.stream.pipeline import Settings
 from unmask.train.data import PICTURE_SUFFIXES, largest_face, read_rgb, warp_crop
 from unmask.train.evaluate import psnr, sharpness, structural_similarity
+from unmask.train.instruments import Instruments
 from unmask.train.materials import Template, load_templates, wear_template
 
 U8 = npt.NDArray[np.uint8]

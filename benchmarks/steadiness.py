@@ -6,7 +6,8 @@ Protocol: a drawn surgical mask follows the landmarks of the largest face throug
 through the pipeline's stages twice, once with smoothing over time and once without. Optical flow (DIS, medium) between
 the true frames carries each result into the next; the warping error is the mean squared difference (0..1 colours) where
 the mask is and the flow agrees forwards and backwards. Sharpness is the variance of the Laplacian in the mask. With
-instruments (see instruments.py) the LPIPS distance between neighbouring frames is set against the true video's.
+instruments (see unmask.train.instruments) the LPIPS distance between neighbouring frames is set against that of the
+true video.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
-from instruments import Instruments
 
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.stream.frame import Frame, Layout
@@ -32,6 +32,7 @@ from unmask.stream.stages.smooth import Smooth
 from unmask.stream.stages.track import Track
 from unmask.train.data import largest_face
 from unmask.train.evaluate import sharpness
+from unmask.train.instruments import Instruments
 from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
 

@@ -26,8 +26,15 @@ NetworkName = Literal["segmenter", "inpainter"]
 NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
 
 
+WEIGHTS_VARIABLE: Final = "UNMASK_WEIGHTS"
+"""Names a folder of the user's own networks, as `unmask export` writes them, used instead of those that ship."""
+
+
 def weights_file(name: str) -> Path:
-    """Path of a file that ships. Raises EngineError where it is missing."""
+    """Path of a file that ships, or of the user's own of the same name. Raises EngineError where it is missing."""
+    own = Path(os.environ.get(WEIGHTS_VARIABLE, ""), name)
+    if os.environ.get(WEIGHTS_VARIABLE) and own.is_file():
+        return own
     path = Path(str(files("unmask.models.weights") / name))
     if not path.is_file():
         raise EngineError(f"the weights '{name}' are missing from this installation; install unmask again")
@@ -80,16 +87,20 @@ def compile_for_cpu(file: str, precision: Literal["bf16", "f32"], threads: int) 
     Raises:
         EngineError: it cannot be read or compiled.
     """
+    try:
+        return compile_model(openvino_core().read_model(str(weights_file(file))), precision, threads)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error
+
+
+def compile_model(model: openvino.Model, precision: Literal["bf16", "f32"], threads: int = 0) -> openvino.CompiledModel:
+    """A network that was read, compiled for this processor. Raises RuntimeError where OpenVINO cannot do it."""
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    try:
-        model = openvino_core().read_model(str(weights_file(file)))
-        # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
-        model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-        return openvino_core().compile_model(model, "CPU", options)
-    except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error
+    # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
+    model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+    return openvino_core().compile_model(model, "CPU", options)
 
 
 class OpenVinoEngine(Engine):

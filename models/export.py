@@ -9,24 +9,12 @@ from pathlib import Path
 import onnx
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
-from unmask.models.blocks import ConvNorm
+from unmask.models.folding import fold_norms
 from unmask.models.runtime import Runtime, example_inputs, load_runtime
 
 OPSET = 18
-
-
-def fold_norms(model: nn.Module) -> None:
-    """Fold each batch normalisation into the convolution before it, in place; the model must be in eval mode."""
-    for module in model.modules():
-        if isinstance(module, ConvNorm):
-            conv, norm = module[0], module[1]
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            module[0] = fuse_conv_bn_eval(conv, norm)
-            module[1] = nn.Identity()
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:

@@ -22,11 +22,13 @@ class Settings:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_faces: how many faces of a frame are processed at most, the largest first.
         engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
+        person: file with a personal model; empty for the general one.
     """
 
     device: str = "auto"
     max_faces: int = 8
     engine: str = "auto"
+    person: str = ""
 
 
 def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
@@ -39,7 +41,7 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
     return (
         Track(max_faces=settings.max_faces, spread=live),
         Segment(settings.device, settings.engine),
-        Inpaint(settings.device, settings.engine),
+        Inpaint(settings.device, settings.engine, settings.person),
         Smooth(),
     )
 

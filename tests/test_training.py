@@ -16,7 +16,7 @@ from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load
 from unmask.train import inpainter, segmenter
-from unmask.train.config import Phase, Recipe, load_yaml
+from unmask.train.config import Loss, Phase, Recipe
 from unmask.train.data import FaceCrops, augment, is_validation, mirror_order, prefetch, prepare_crops
 from unmask.train.evaluate import (
     boundary_f,
@@ -28,7 +28,9 @@ from unmask.train.evaluate import (
     structural_similarity,
 )
 from unmask.train.loop import check_finite, learning_rate, schedule
+from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels
+from unmask.train.registry import trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +85,27 @@ def test_mirroring_twice_changes_nothing() -> None:
     np.testing.assert_array_equal(order[order], np.arange(468))
 
 
-def recipe(crops: Path, out: Path, **phase: float) -> Recipe:
+def recipe(model: str, crops: Path, out: Path, losses: dict[str, float | Loss] | None = None) -> Recipe:
     first = Phase(steps=4, size=64, batch=2)
-    second = Phase(steps=2, size=64, batch=2, lr=1e-4, **phase)  # type: ignore[arg-type]
-    return Recipe(crops=str(crops), out=str(out), phases=(first, second), checkpoint_minutes=0)
+    second = Phase(steps=2, size=64, batch=2, lr=1e-4, window=32, losses=losses or {})
+    return Recipe(model=model, crops=str(crops), out=str(out), phases=(first, second), checkpoint_minutes=0)
 
 
 def test_segmenter_trains_resumes_and_exports(crops: Path, tmp_path: Path) -> None:
-    whole = recipe(crops, tmp_path / "whole")
-    segmenter.train(whole)
+    whole = recipe("segmenter", crops, tmp_path / "whole")
+    trainer_of(whole).fit()
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 6
     assert 0 <= log[-1]["validation_iou"] <= 1
     metrics = list((tmp_path / "mlruns").rglob("metrics/validation_iou"))
     assert len(metrics) == 1
     assert float(metrics[0].read_text().splitlines()[-1].split()[1]) == pytest.approx(log[-1]["validation_iou"])
+    assert len(next((tmp_path / "mlruns").rglob("tags/data")).read_text()) == 64, "the data is pinned by its hash"
     assert next((tmp_path / "mlruns").rglob("params/phase1.steps")).read_text() == "2"
 
-    part = recipe(crops, tmp_path / "part")
-    segmenter.train(Recipe(crops=part.crops, out=part.out, phases=part.phases[:1], checkpoint_minutes=0))
-    segmenter.train(part)  # goes on after the first phase
+    part = recipe("segmenter", crops, tmp_path / "part")
+    trainer_of(msgspec.structs.replace(part, phases=part.phases[:1])).fit()
+    trainer_of(part).fit()  # goes on after the first phase
     straight, resumed = (torch.load(tmp_path / x / "state.pt", weights_only=True) for x in ("whole", "part"))
     assert straight["done"] == resumed["done"] == 6
     for name, value in straight["model"].items():
@@ -147,8 +150,8 @@ def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path:
     known = batch.weight.mean((1, 2, 3))
     assert (known[:2] < 1).all()
     assert (known[2:] == 1).all()
-    real = msgspec.structs.replace(recipe(crops, tmp_path), real=str(labels))
-    segmenter.train(real)
+    real = msgspec.structs.replace(recipe("segmenter", crops, tmp_path), real=str(labels))
+    trainer_of(real).fit()
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
 
 
@@ -179,8 +182,8 @@ def test_windows_lie_around_what_is_hidden() -> None:
     weight = torch.zeros(2, 1, 64, 64)
     weight[0, 0, 40:44, 20:24] = 1
     weight[1, 0, 63, 63] = 1
-    corners = inpainter.random_windows(weight, 16)
-    cut = inpainter.windows(weight, corners, 16)
+    corners = random_windows(weight, 16)
+    cut = windows(weight, corners, 16)
     assert cut.shape == (2, 1, 16, 16)
     assert (cut.sum((1, 2, 3)) > 0).all()
 
@@ -188,38 +191,22 @@ def test_windows_lie_around_what_is_hidden() -> None:
 def test_inpainter_trains_with_an_adversary_and_ships(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: Portrait
 ) -> None:
-    inpainter.train(recipe(crops, tmp_path / "run", adversarial=0.1, matching=0.1, fine=0.1, window=32))
+    losses: dict[str, float | Loss] = {
+        "l1": 1.0,
+        "adversarial": Loss(weight=0.1, view="lower", shrink=2, matching=0.1),
+        "fine": Loss(kind="adversarial", weight=0.1, view="window", every=2),
+    }
+    trainer_of(recipe("inpainter", crops, tmp_path / "run", losses)).fit()
     result = CliRunner().invoke(app, ["export", "inpainter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr("unmask.models.engine.weights_file", lambda name: tmp_path / name)
+    wrong = CliRunner().invoke(app, ["export", "segmenter", str(tmp_path / "run" / "state.pt"), "-o", str(tmp_path)])
+    assert "holds the model inpainter" in str(wrong.exception)
+    monkeypatch.setenv("UNMASK_WEIGHTS", str(tmp_path))
     engine = OpenVinoEngine("inpainter", threads=3)  # an unusual number, so that no compiled network is reused
     crop, mask = portrait.crop(masked=True), portrait.crop_coverage().astype(np.uint8) * np.uint8(255)
     painted = engine(crop[None], mask[None])[0].astype(int)
     assert np.abs(painted - crop)[mask == 0].max() <= 1
     assert np.abs(painted - crop)[mask > 0].mean() > 5
-
-
-def test_recipes_are_checked(tmp_path: Path) -> None:
-    good = tmp_path / "good.yaml"
-    good.write_text("crops: a\nout: b\nphases: [{steps: 3, size: 64}]\n")
-    assert load_yaml(good, Recipe).phases[0].batch == 16
-    for text, message in (
-        ("crops: a\nout: b\nphases: []\nlearningrate: 1\n", "learningrate"),
-        ("crops: a\nout: b\nphases: [{steps: many, size: 64}]\n", r"phases\[0\]\.steps|phases"),
-        ("crops: [", "not valid YAML"),
-    ):
-        bad = tmp_path / "bad.yaml"
-        bad.write_text(text)
-        with pytest.raises(UserError, match=message):
-            load_yaml(bad, Recipe)
-    with pytest.raises(UserError, match="cannot read the recipe"):
-        load_yaml(tmp_path / "none.yaml", Recipe)
-
-
-@pytest.mark.parametrize("name", ["segmenter", "segmenter-real", "inpainter"])
-def test_shipped_recipes_are_valid(name: str) -> None:
-    path = Path(inpainter.__file__).parent / "recipes" / f"{name}.yaml"
-    assert load_yaml(path, Recipe).phases
 
 
 def test_learning_rate_rises_and_falls() -> None:
@@ -231,7 +218,7 @@ def test_learning_rate_rises_and_falls() -> None:
 
 
 def test_schedule_goes_on_where_it_stopped() -> None:
-    plan = Recipe(crops="", out="", phases=(Phase(steps=3, size=64), Phase(steps=2, size=128)))
+    plan = Recipe(model="", crops="", out="", phases=(Phase(steps=3, size=64), Phase(steps=2, size=128)))
     everything = list(schedule(plan, 0))
     assert [(p.size, step) for p, step, _ in everything] == [(64, 0), (64, 1), (64, 2), (128, 0), (128, 1)]
     assert list(schedule(plan, 2)) == everything[2:]
@@ -290,7 +277,8 @@ def test_evaluations_run_on_the_shipped_networks(crops: Path, portrait: Portrait
         (["evaluate", "segmenter"], "nothing to measure on"),
         (["evaluate", "inpainter", "--crops", "nowhere"], "unmask data crops"),
         (["data", "crops", "nowhere", "-o", "x"], "not a folder"),
-        (["train", "inpainter", "--config", "none.yaml"], "cannot read the recipe"),
+        (["train", "none.yaml"], "cannot read the recipe"),
+        (["train", "inpaintr"], "did you mean 'inpainter'"),
         (["export", "segmenter", "none.pt", "-o", "."], "no checkpoint"),
         (["export", "painter", "none.pt", "-o", "."], "unknown network"),
     ],

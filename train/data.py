@@ -16,6 +16,7 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.train.config import Split
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -27,9 +28,49 @@ VALIDATION_SHARE: Final = 20
 
 
 def is_validation(name: str) -> bool:
-    """Whether a picture belongs to the validation split: fixed by the SHA-256 of its file name, so that it stays where
-    it is when data is added."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % VALIDATION_SHARE == 0
+    """Whether a picture belongs to the usual validation split: fixed by the SHA-256 of its file name, so that it stays
+    where it is when data is added."""
+    return _fold(name, VALIDATION_SHARE) == 0
+
+
+def _fold(key: str, folds: int) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % folds
+
+
+def parts_of(names: Sequence[str], how: Split) -> list[int]:
+    """The part of each picture: 0 training, 1 validation, 2 testing.
+
+    Raises:
+        UserError: the file of the split cannot be read, or says nothing about a picture.
+    """
+    files = [Path(name).name for name in names]
+    if how.folds < 2 or not 0 <= how.fold < how.folds:
+        raise UserError(
+            f"split: fold {how.fold} of {how.folds} is none; folds must be 2 or more, fold is counted from 0"
+        )
+    if how.by == "hash":
+        return [int(_fold(name, how.folds) == how.fold) for name in files]
+    if how.by == "identity" and not how.file:
+        return [int(_fold(Path(name).parent.name, how.folds) == how.fold) for name in names]
+    lines = _split_file(how)
+    if how.by == "file":
+        return [int(name in lines) for name in files]
+    if unknown := [name for name in files if name not in lines]:
+        raise UserError(f"split: '{how.file}' says nothing about {len(unknown)} pictures, such as {unknown[0]}")
+    if how.by == "identity":
+        return [int(_fold(lines[name], how.folds) == how.fold) for name in files]
+    return [int(lines[name]) if lines[name] in {"0", "1"} else 2 for name in files]
+
+
+def _split_file(how: Split) -> dict[str, str]:
+    try:
+        lines = Path(how.file).read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"split: cannot read '{how.file}': {error.strerror}; give it with split.file=FILE") from error
+    if how.by == "file":
+        return {line.strip(): "" for line in lines}  # a name may have blanks in it
+    rows = [line.replace(",", " ").split() for line in lines]
+    return {row[0]: row[1] if len(row) > 1 else "" for row in rows if row}
 
 
 def read_rgb(path: Path) -> U8:
@@ -89,29 +130,52 @@ def prepare_crops(folders: Sequence[Path], out: Path, progress: Callable[[int, i
     pictures = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise UserError(f"no pictures in {', '.join(map(str, folders))}")
-    out.mkdir(parents=True, exist_ok=True)
-    shape = (len(pictures), CROP_SIZE, CROP_SIZE)
-    crops = np.lib.format.open_memmap(out / "crops.npy", "w+", np.uint8, (*shape, 3))
-    inside = np.lib.format.open_memmap(out / "inside.npy", "w+", np.uint8, shape)
     detector, mesh = FaceDetector(), FaceMesh()
-    points: list[F32] = []
-    names: list[str] = []
-    for done, picture in enumerate(pictures):
-        progress(done, len(pictures))
-        rgb = read_rgb(picture)
-        landmarks = largest_face(rgb, detector, mesh)
-        if landmarks is None:
-            continue
+    with CropWriter(out, len(pictures)) as writer:
+        for done, picture in enumerate(pictures):
+            progress(done, len(pictures))
+            rgb = read_rgb(picture)
+            landmarks = largest_face(rgb, detector, mesh)
+            if landmarks is not None:
+                writer.add(rgb, landmarks, f"{picture.parent.name}/{picture.name}")
+        if not writer.names:
+            raise UserError(f"no face found in any of {len(pictures)} pictures")
+    return len(writer.names), len(pictures) - len(writer.names)
+
+
+class CropWriter:
+    """Writes canonical crops with their landmarks, as `prepare_crops` describes them; whole when it is left.
+
+    Args:
+        out: folder, made if need be.
+        most: how many crops there may be.
+    """
+
+    def __init__(self, out: Path, most: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._out = out
+        shape = (most, CROP_SIZE, CROP_SIZE)
+        self._crops = np.lib.format.open_memmap(out / "crops.npy", "w+", np.uint8, (*shape, 3))
+        self._inside = np.lib.format.open_memmap(out / "inside.npy", "w+", np.uint8, shape)
+        self._points: list[F32] = []
+        self.names: list[str] = []
+
+    def __enter__(self) -> "CropWriter":
+        return self
+
+    def add(self, rgb: U8, landmarks: F32, name: str) -> None:
+        """Add the face with these (468, 3) landmarks of a (H, W, 3) picture."""
         matrix = canonical_crop(landmarks)
-        crops[len(names)], inside[len(names)] = warp_crop(rgb, matrix)
+        self._crops[len(self.names)], self._inside[len(self.names)] = warp_crop(rgb, matrix)
         depth = landmarks[:, 2:] * np.sqrt(np.linalg.det(matrix[:, :2]))
-        points.append(np.concatenate([transform_points(matrix, landmarks), depth], axis=1).astype(np.float32))
-        names.append(f"{picture.parent.name}/{picture.name}")
-    if not names:
-        raise UserError(f"no face found in any of {len(pictures)} pictures")
-    np.save(out / "points.npy", np.array(points))
-    (out / "index.json").write_text(json.dumps(names))
-    return len(names), len(pictures) - len(names)
+        points = np.concatenate([transform_points(matrix, landmarks), depth], axis=1)
+        self._points.append(points.astype(np.float32))
+        self.names.append(name)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            np.save(self._out / "points.npy", np.array(self._points))
+            (self._out / "index.json").write_text(json.dumps(self.names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +206,17 @@ class FaceCrops:
                 f"'{folder}' holds no crops; make them with: unmask data crops FACES -o {folder}"
             ) from error
 
-    def split(self, validation: bool) -> npt.NDArray[np.int64]:
-        """Indices of the training or of the validation pictures."""
-        chosen = [i for i, name in enumerate(self.names) if is_validation(Path(name).name) == validation]
-        return np.array(chosen, np.int64)
+    def split(self, validation: bool, how: Split | None = None) -> npt.NDArray[np.int64]:
+        """Indices of the training or of the validation pictures. Raises UserError where one of them has none."""
+        part = 1 if validation else 0
+        parts = parts_of(self.names, how or Split())
+        chosen = np.array([i for i, p in enumerate(parts) if p == part], np.int64)
+        if not len(chosen):
+            what = "validation" if validation else "training"
+            raise UserError(
+                f"of {len(self.names)} pictures the split leaves none for {what}; change split.folds or .by"
+            )
+        return chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def evaluate_inpainter(engine: Engine, crops: FaceCrops, progress: Progress) -> 
     }
 
 
-def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Pictures and their masks, image/NAME and mask/NAME, extensions aside. Raises UserError where there are none."""
     masks = {p.stem: p for p in (folder / "mask").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES}
     images = sorted(p for p in (folder / "image").glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     pairs = [(p, masks[p.stem]) for p in images if p.stem in masks]
@@ -102,7 +103,8 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _whole_picture(rgb: U8) -> F64:
+def whole_picture(rgb: U8) -> F64:
+    """(2, 3) map of a whole picture to the crop, for a face that is not found."""
     height, width = rgb.shape[:2]
     return np.diag([CROP_SIZE / width, CROP_SIZE / height, 1.0])[:2]
 
@@ -137,14 +139,14 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
     """
     both = either = missed = 0
     ious, boundaries = [], []
-    pairs = _pairs(folder)
+    pairs = find_pairs(folder)
     for done, (image, mask) in enumerate(pairs):
         progress(done, len(pairs))
         rgb = read_rgb(image)
         label = read_rgb(mask)[..., 0] > 127
         matrix = locate(rgb)
         missed += matrix is None
-        matrix = _whole_picture(rgb) if matrix is None else matrix
+        matrix = whole_picture(rgb) if matrix is None else matrix
         crop, _ = warp_crop(rgb, matrix)
         region = mask_region(engine(crop[None])[0])
         back = cv2.invertAffineTransform(matrix)

@@ -1,40 +1,50 @@
-"""What every training run shares: the schedule, averaged weights, checkpoints that resume, the log."""
+"""What every training run shares: the schedule, averaged weights, checkpoints that resume, samples, the log."""
 
 import ctypes
 import json
 import math
 import os
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from threading import Event
+from typing import Any, ClassVar, Generic, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unmask.errors import UnmaskError
+from unmask.errors import UnmaskError, UserError
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, prefetch
 from unmask.train.materials import load_templates
+from unmask.train.sheets import write_sheet
 from unmask.train.tracking import Tracking
 
 Indices = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
 
 REPORT_EVERY = 100
 VALIDATION_PICTURES = 192
 
 
 def learning_rate(phase: Phase, step: int) -> float:
-    """Rises over the first 3 % of the steps, then falls along a cosine to a twentieth of the peak."""
-    warm = max(1, round(0.03 * phase.steps))
+    """Rises over the warm-up, then falls to a twentieth of the peak as the phase's schedule says."""
+    warm = max(1, round(phase.warm_up * phase.steps))
     if step < warm:
         return phase.lr * (step + 1) / warm
+    if phase.schedule == "constant":
+        return phase.lr
     along = (step - warm) / max(1, phase.steps - warm)
-    return phase.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * along)))
+    left = 1 - along if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * along))
+    return phase.lr * (0.05 + 0.95 * left)
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -89,7 +99,7 @@ def schedule(recipe: Recipe, done: int) -> Iterator[tuple[Phase, int, int]]:
     for phase in recipe.phases:
         for step in range(phase.steps):
             if count >= done:
-                yield phase, step, recipe.seed * 1_000_003 + count
+                yield phase, step, recipe.seed * 1_000_003 + (count % recipe.repeat if recipe.repeat else count)
             count += 1
 
 
@@ -121,7 +131,8 @@ class Steps(Generic[B]):
 
 
 class Run:
-    """The files of a run: `state.pt` to resume from, `log.jsonl` with a line a report, and the same in MLflow.
+    """The files of a run: `state.pt` to resume from, `recipe.json`, `log.jsonl` with a line a report, `samples/` with
+    sheets of pictures; figures and recipe in MLflow too.
 
     Args:
         network: what is trained.
@@ -132,7 +143,9 @@ class Run:
 
     def __init__(self, network: str, recipe: Recipe, parts: dict[str, Any], ema: Averaged) -> None:
         self.folder = Path(recipe.out)
+        self.network, self.recipe = network, msgspec.to_builtins(recipe)
         self._tracking = Tracking(network, recipe)
+        (self.folder / "recipe.json").write_text(json.dumps(self.recipe, indent=2) + "\n")
         self.parts, self.ema = parts, ema
         self.done = 0
         self._every = recipe.checkpoint_minutes * 60
@@ -148,28 +161,38 @@ class Run:
         """Load the last checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"'{self.checkpoint}' is of another model or optimizer than the recipe's; give another out="
+            ) from error
         print(f"resuming after {state['done']} steps", flush=True)
-        self.ema.state, self.ema.steps = state["ema"], state["ema_steps"]
-        self.done = state["done"]
+        for name, value in state["ema"].items():
+            self.ema.state[name].copy_(value)
+        self.ema.steps, self.done = state["ema_steps"], state["done"]
+        self._sums, self._counted = state["sums"], state["counted"]
         torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
         return True
 
     def save(self) -> None:
         """Write the checkpoint; the old one is replaced only when the new one is whole."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"ema": self.ema.state, "ema_steps": self.ema.steps, "done": self.done, "rng": torch.get_rng_state()}
+        state |= {"cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        state |= {"sums": self._sums, "counted": self._counted, "network": self.network, "recipe": self.recipe}
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint)
         self._saved = time.monotonic()
 
-    def finish(self, **figures: float) -> None:
-        """Save and report for the last time."""
+    def finish(self) -> None:
+        """Save for the last time."""
         self.save()
-        self.log(**figures)
         self._tracking.finished()
 
     def add(self, figures: dict[str, float]) -> None:
@@ -178,16 +201,20 @@ class Run:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._counted += 1
 
-    def step_done(self, report_every: int) -> bool:
-        """Count a step, report and save when it is time; True when it saved."""
+    def step_done(self, report_every: int) -> None:
+        """Count a step, report and save when it is time."""
         self.done += 1
         if self.done % report_every == 0:
             self.log(**{name: total / self._counted for name, total in self._sums.items()})
             self._sums, self._counted = {}, 0
-        if time.monotonic() - self._saved < self._every:
-            return False
-        self.save()
-        return True
+        if time.monotonic() - self._saved >= self._every:
+            self.save()
+
+    def sample(self, sheet: U8) -> None:
+        """Write a sheet of samples, (H, W, 3) uint8 RGB."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        write_sheet(folder / f"{self.done:07}.jpg", sheet)
 
     def log(self, **figures: float | int | str) -> None:
         """Add a line to the log and print it."""
@@ -199,6 +226,35 @@ class Run:
         print("  ".join(shown), flush=True)
 
 
+@contextmanager
+def stopped_between_steps() -> Iterator[Event]:
+    """Ctrl-C and SIGTERM set the event that this yields; the second one stops at once."""
+    stop = Event()
+
+    def on_signal(number: int, _: object) -> None:
+        print("stopping after this step; the same command goes on from there", flush=True)
+        stop.set()
+        signal.signal(number, before[number])
+
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_start(model: nn.Module, path: Path) -> None:
+    """Load the weights that a recipe starts from. Raises UserError where they are not of this model."""
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"start: '{path}' holds no weights of this model: {reason}") from error
+
+
 class Trainer(ABC, Generic[B]):
     """A network in training: its data, optimizers, averaged weights and files. Subclasses make batches and losses.
 
@@ -208,19 +264,29 @@ class Trainer(ABC, Generic[B]):
         model: the network; starts from the recipe's `start`, if it names a file.
         optimizer: of its weights.
         others: whatever else a checkpoint must hold, by name.
+
+    Attributes:
+        figure: the one of `validate`'s figures that tells which run is better; the higher, the better.
+        on_epoch: is told the steps done and the figures of each validation.
     """
+
+    figure: ClassVar[str] = ""
 
     def __init__(
         self, network: str, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, **others: Any
     ) -> None:
         self.recipe, self.model, self.optimizer = recipe, model, optimizer
+        self.device = torch.device(recipe.device)
         if recipe.start:
-            model.load_state_dict(load_file(recipe.start))
+            load_start(model, Path(recipe.start))
         self.faces = FaceCrops.open(Path(recipe.crops))
-        self.training, self.validation = self.faces.split(False), self.faces.split(True)
+        self.training, self.validation = (self.faces.split(v, recipe.split) for v in (False, True))
         self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
         self.ema = Averaged(model, recipe.ema)
-        self.run = Run(network, recipe, {"model": model, "opt": optimizer} | others, self.ema)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.on_epoch: Callable[[int, dict[str, float]], None] = lambda done, figures: None
+        parts = {"model": model, "opt": optimizer, "scaler": self.scaler}
+        self.run = Run(network, recipe, parts | others, self.ema)
 
     @abstractmethod
     def batch(self, phase: Phase, seed: int) -> B:
@@ -234,14 +300,47 @@ class Trainer(ABC, Generic[B]):
     def validate(self, size: int) -> dict[str, float]:
         """Figures of the averaged weights on fixed validation pictures."""
 
-    def fit(self) -> None:
-        """Run to the end of the recipe, from the last checkpoint if there is one."""
+    def sheet(self, size: int) -> U8 | None:
+        """A sheet of samples of the averaged weights, (H, W, 3) uint8 RGB; None for a network that has none."""
+        return None
+
+    def fit(self) -> dict[str, float]:
+        """Run to the end of the recipe, from the last checkpoint if there is one.
+
+        Returns:
+            The figures of the last validation.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, with the state saved.
+        """
+        keep_memory()
         self.run.resume()
-        for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
-            self.run.add(self.step(phase, step, batch))
-            if self.run.step_done(REPORT_EVERY):
-                self.run.log(**self.validate(phase.size))
-        self.run.finish(**self.validate(self.recipe.phases[-1].size))
+        total = sum(phase.steps for phase in self.recipe.phases)
+        with stopped_between_steps() as stop:
+            for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
+                self.run.add(self.step(phase, step, batch))
+                self.run.step_done(REPORT_EVERY)
+                if self.run.done % self.epoch(phase) == 0 and self.run.done < total:
+                    self.end_epoch(phase.size)
+                if stop.is_set():
+                    self.run.save()
+                    raise KeyboardInterrupt
+        figures = self.end_epoch(self.recipe.phases[-1].size)
+        self.run.finish()
+        return figures
+
+    def epoch(self, phase: Phase) -> int:
+        """Steps of an epoch."""
+        return self.recipe.epoch or max(1, len(self.training) // phase.batch)
+
+    def end_epoch(self, size: int) -> dict[str, float]:
+        """Validate, and write a sheet of samples."""
+        figures = self.validate(size)
+        self.run.log(**figures)
+        if (sheet := self.sheet(size)) is not None:
+            self.run.sample(sheet)
+        self.on_epoch(self.run.done, figures)
+        return figures
 
     def chosen(self, phase: Phase, seed: int) -> Indices:
         """The training faces of a batch."""
@@ -253,14 +352,37 @@ class Trainer(ABC, Generic[B]):
         for start in range(0, len(spread), 16):
             yield start, spread[start : start + 16]
 
-    def descend(self, loss: Tensor) -> None:
-        """Update the weights, and their average. Raises UnmaskError where the loss is broken."""
+    def autocast(self) -> torch.autocast:
+        """The precision of the recipe."""
+        kind = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, kind, enabled=self.recipe.precision != "fp32")
+
+    def begin(self, phase: Phase, step: int, *others: torch.optim.Optimizer) -> None:
+        """Set the learning rates and forget the gradients of the step before."""
+        for optimizer in (self.optimizer, *others):
+            for group in optimizer.param_groups:
+                group["lr"] = group["speed"] * learning_rate(phase, step)
+            optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss. Raises UnmaskError where it is broken."""
         check_finite(loss, self.run.done)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Update the weights by the gradients, and their average."""
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.ema.update(self.model)
+
+    def descend(self, loss: Tensor) -> None:
+        """Update the weights by one loss, and their average. Raises UnmaskError where it is broken."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.update()
 
 
 def check_finite(loss: Tensor, step: int) -> None:

@@ -18,6 +18,7 @@ from unmask.errors import UserError
 from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE
 from unmask.train.data import PICTURE_SUFFIXES, read_rgb, warp_crop
+from unmask.train.evaluate import find_pairs, whole_picture
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -106,7 +107,9 @@ def label_pictures(
     pictures = _pictures(folders)
     apart = [fingerprint(crop) for path in _pictures(apart_from) for crop in _faces(path, locate)]
     kept_apart = np.array(apart).reshape(-1, _FINGERPRINT_SIDE**2)
-    crops, labels, names = [], [], []
+    crops: list[U8] = []
+    labels: list[U8] = []
+    names: list[str] = []
     counts = {"crops": 0, "faces kept apart": 0, "faces without a sure label": 0}
     for done, picture in enumerate(pictures):
         progress(done, len(pictures))
@@ -119,16 +122,47 @@ def label_pictures(
                 counts["faces without a sure label"] += 1
                 continue
             crops.append(crop)
-            labels.append(np.round(probability * 255).astype(np.uint8))
+            labels.append(np.asarray(np.round(probability * 255), np.uint8))
             names.append(f"{picture.parent.name}/{picture.name}")
     if not crops:
         raise UserError(f"no masked face with a sure label in {len(pictures)} pictures")
     counts["crops"] = len(crops)
+    _write(out, crops, labels, names)
+    return counts
+
+
+def write_labelled(folder: Path, locate: Callable[[U8], F64 | None], out: Path) -> int:
+    """Write real masked faces with labels made by hand as `label_pictures` writes its own.
+
+    Args:
+        folder: with pairs image/NAME and mask/NAME (0 and 255).
+        locate: gives the (2, 3) map to the canonical crop of a picture's face; where it finds none, the whole picture
+            is taken.
+        out: made if need be.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        UserError: there are no pairs.
+    """
+    crops, labels, names = [], [], []
+    for image, mask in find_pairs(folder):
+        rgb = read_rgb(image)
+        matrix = locate(rgb)
+        matrix = whole_picture(rgb) if matrix is None else matrix
+        crops.append(warp_crop(rgb, matrix)[0])
+        labels.append(warp_crop(read_rgb(mask), matrix)[0][..., 0])
+        names.append(f"{folder.name}/{image.name}")
+    _write(out, crops, labels, names)
+    return len(crops)
+
+
+def _write(out: Path, crops: list[U8], labels: list[U8], names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "crops.npy", np.array(crops))
     np.save(out / "labels.npy", np.array(labels))
     (out / "index.json").write_text(json.dumps(names))
-    return counts
 
 
 @dataclass(frozen=True, slots=True)

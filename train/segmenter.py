@@ -1,21 +1,18 @@
-"""Trains the segmenter: bare faces with synthetic masks, and bare faces without, to be told apart pixel by pixel."""
+"""Trains networks that find masks: faces with synthetic masks and bare ones, to be told apart pixel by pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from unmask.models.segmenter import Segmenter
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, Sample, augment, relight
-from unmask.train.loop import Trainer, channels_last, keep_memory, learning_rate
-from unmask.train.losses import dice
 from unmask.train.materials import (
     Masked,
     Template,
@@ -26,9 +23,12 @@ from unmask.train.materials import (
     put_in_front,
     wear_template,
 )
+from unmask.train.objectives import ObjectiveTrainer, Scene, on_device
 from unmask.train.pseudo import PseudoLabels
+from unmask.train.sheets import picture_sheet, tinted
 from unmask.train.turning import random_turn, turn_head
 
+U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 TURNED_SHARE = 0.35
@@ -163,51 +163,51 @@ def make_batch(
     return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
 
 
-class SegmenterTrainer(Trainer[Batch]):
-    """The segmenter and its losses.
+class SegmentTrainer(ObjectiveTrainer[Batch]):
+    """A network that finds the mask: rgb to logits.
 
     Args:
         recipe: what to do.
+        build: makes the network, with random weights.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        torch.manual_seed(recipe.seed)
-        model = channels_last(Segmenter())
-        super().__init__("segmenter", recipe, model, torch.optim.AdamW(model.parameters(), weight_decay=1e-4))
+    figure: ClassVar[str] = "validation_iou"
+    losses: ClassVar[Mapping[str, float]] = {"bce": 1.0, "dice": 0.5}
+
+    def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
+        super().__init__(recipe, build, self.losses, draws=False, segments=True)
         real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
         self.sources = Sources(self.faces, self.templates, real)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         return make_batch(self.sources, self.chosen(phase, seed), phase.size, seed, REAL_SHARE)
 
-    def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(phase, step)
-        self.model.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model(batch.rgb)
-        entropy = F.binary_cross_entropy_with_logits(logits, batch.label, batch.weight)
-        overlap = dice(logits, batch.label, batch.weight)
-        self.descend(entropy + 0.5 * overlap)
-        return {"bce": entropy.item(), "dice": overlap.item()}
+    def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
+        (rgb,), (label, known) = self.augmenter([batch.rgb], [batch.label, batch.weight])
+        with self.autocast():
+            logits = self.model(rgb)
+        return Scene(step, logits=logits, label=label, known=known)
 
     @torch.no_grad()
     def validate(self, size: int) -> dict[str, float]:
-        """IoU over all pixels of the averaged weights on fixed validation faces with synthetic masks."""
-        model = channels_last(Segmenter()).eval()
-        model.load_state_dict(self.ema.state)
+        """IoU and Dice over all pixels of the averaged weights on fixed validation faces with synthetic masks."""
+        model = self.averaged()
         both = either = 0.0
         for seed, indices in self.validation_groups():
-            batch = make_batch(self.sources, indices, size, seed)
-            with torch.autocast("cpu", torch.bfloat16):
+            batch = on_device(make_batch(self.sources, indices, size, seed), self.device)
+            with self.autocast():
                 found = model(batch.rgb) > 0
             label = batch.label > 0
             both += (found & label).sum().item()
             either += (found | label).sum().item()
-        return {"validation_iou": both / max(either, 1.0)}
+        iou = both / max(either, 1.0)
+        return {"validation_iou": iou, "validation_dice": 2 * iou / (1 + iou)}
 
-
-def train(recipe: Recipe) -> None:
-    """Run a recipe to its end; interrupted runs go on where they stopped."""
-    keep_memory()
-    SegmenterTrainer(recipe).fit()
+    @torch.no_grad()
+    def sheet(self, size: int) -> U8:
+        _, indices = next(self.validation_groups())
+        batch = on_device(make_batch(self.sources, indices, size, 0), self.device)
+        with self.autocast():
+            found = self.averaged()(batch.rgb).sigmoid()
+        columns = [batch.rgb, tinted(batch.rgb, found), tinted(batch.rgb, batch.label)]
+        return picture_sheet(columns, ["masked", "found", "label"])

@@ -1,6 +1,7 @@
-"""Keeps a record of every run with MLflow, in a folder beside the runs; `mlflow ui --backend-store-uri FOLDER` shows
-it."""
+"""Keeps a record of every run with MLflow, on a server or in a folder beside the runs; `mlflow ui --backend-store-uri
+FOLDER` shows it."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ class Tracking:
     """One MLflow run for one training run, however often that is interrupted.
 
     Args:
-        network: "segmenter" or "inpainter"; the MLflow experiment.
-        recipe: logged as parameters; its `out` names the run, and the store lies beside it.
+        network: what is trained; the MLflow experiment.
+        recipe: logged as parameters; its `out` names the run, and the store lies beside it unless it names a server.
     """
 
     def __init__(self, network: str, recipe: Recipe) -> None:
@@ -27,7 +28,7 @@ class Tracking:
 
         folder = Path(recipe.out)
         folder.mkdir(parents=True, exist_ok=True)
-        self._client = mlflow.MlflowClient((folder.parent / STORE).resolve().as_uri())
+        self._client = mlflow.MlflowClient(recipe.tracking_uri or (folder.parent / STORE).resolve().as_uri())
         known = folder / "mlflow_run"
         if known.exists():
             self._run = known.read_text()
@@ -38,6 +39,7 @@ class Tracking:
         known.write_text(self._run)
         for name, value in _flat(msgspec.to_builtins(recipe)).items():
             self._client.log_param(self._run, name, value)
+        self._client.set_tag(self._run, "data", data_hash(Path(recipe.crops)))
 
     def log(self, step: int, figures: dict[str, float | int | str]) -> None:
         """Add figures at a step; words are left out."""
@@ -48,6 +50,15 @@ class Tracking:
     def finished(self) -> None:
         """Mark the run as done."""
         self._client.set_terminated(self._run)
+
+
+def data_hash(crops: Path) -> str:
+    """SHA-256 of the names and landmarks of a folder of crops: another picture has other landmarks."""
+    digest = hashlib.sha256()
+    for name in ("index.json", "points.npy"):
+        file = crops / name
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,9 @@ _Engine = Annotated[
 _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
 ]
+_Person = Annotated[
+    Path | None, typer.Option(metavar="FILE.safetensors", help="A personal model; see `unmask personalize`.")
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")]
@@ -83,11 +86,18 @@ def _unmask(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Networks of your own, as `unmask export` writes them.")
+    ] = None,
 ) -> None:
     """Take face masks off the faces in video.
 
     What is painted is a plausible face, never evidence of who someone is.
     """
+    if weights is not None:
+        if not any(weights.glob("*.onnx")):
+            raise UserError(f"--weights: '{weights}' holds no networks; write them with: unmask export")
+        os.environ["UNMASK_WEIGHTS"] = str(weights.resolve())  # worker processes are to see it too
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(UserError.exit_code)
@@ -107,6 +117,7 @@ def video(
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Speed of the encoder, by its own names.")] = None,
     max_faces: _MaxFaces = 8,
+    person: _Person = None,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
     report: _Report = None,
@@ -126,7 +137,7 @@ def video(
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, engine),
+        Settings(device, max_faces, engine, _personal(person)),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
@@ -155,6 +166,7 @@ def image(
     device: _Device = "auto",
     engine: _Engine = "auto",
     max_faces: _MaxFaces = 8,
+    person: _Person = None,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -168,7 +180,8 @@ def image(
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    with PictureDesk(Settings(device, max_faces, engine), overwrite=overwrite, notice=display.notice) as desk:
+    settings = Settings(device, max_faces, engine, _personal(person))
+    with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
             return desk.unmask(job, masks.get(job))
@@ -194,9 +207,24 @@ app.add_typer(serve_cli.keys, name="keys")
 app.command()(bench_cli.bench)
 app.command("compile")(compile_cli.compile_networks)
 app.add_typer(training_cli.data, name="data")
-app.add_typer(training_cli.train, name="train")
+app.command()(training_cli.train)
+app.command()(training_cli.overfit)
+app.command()(training_cli.crossval)
+app.command()(training_cli.tune)
+app.command()(training_cli.compare)
+app.command()(training_cli.personalize)
 app.add_typer(training_cli.evaluate, name="evaluate")
 app.command()(training_cli.export)
+
+
+def _personal(person: Path | None) -> str:
+    """The file of a personal model, read once so that a wrong one is said before anything starts."""
+    if person is None:
+        return ""
+    from unmask.models.person import Person
+
+    Person.load(person)
+    return str(person)
 
 
 def _plan(

@@ -1,20 +1,21 @@
-"""The commands of the training ground: data, train, evaluate, export. Imported by `unmask.cli`, and just as lazily."""
+"""The commands of the training ground: data, training, evaluation, export. Imported as lazily as those of `cli`."""
 
 import importlib.util
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unmask.errors import UserError
+from unmask.errors import UnmaskError, UserError
 from unmask.progress import say
 
+if TYPE_CHECKING:
+    from unmask.train.config import Recipe
+
 data = typer.Typer(help="Prepare training data.", no_args_is_help=True)
-train = typer.Typer(help="Train a network. An interrupted run goes on where it stopped.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure the networks, as users run them.", no_args_is_help=True)
 
-_Config = Annotated[Path, typer.Option(metavar="FILE.yaml", help="The recipe; see train/recipes.")]
 _Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the network runs.")]
 _Crops = Annotated[Path, typer.Option(metavar="DIR", help="Folder written by `unmask data crops`.")]
 _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the figures as JSON too.")]
@@ -23,7 +24,7 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 def _need_training_packages() -> None:
     missing = [
         name
-        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow")
+        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
@@ -73,24 +74,130 @@ def label(
         print(f"{what}: {count}")
 
 
-@train.command("segmenter")
-def train_segmenter(config: _Config) -> None:
-    """Train the network that finds the mask."""
+@data.command()
+def masks(
+    faces: Annotated[Path, typer.Argument(metavar="FACES", help="Folder of pictures of bare faces.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pairs are written.")],
+    kinds: Annotated[str, typer.Option(metavar="KIND=SHARE,...", help="Kinds of masks and how many of each.")] = (
+        "surgical=0.4,n95=0.2,cloth=0.4"
+    ),
+    region: Annotated[
+        str,
+        typer.Option(
+            metavar="lower-face|mouth|nose|eyes|left|right|freeform", help="Hide a part of the face, no mask."
+        ),
+    ] = "",
+    size: Annotated[
+        int, typer.Option(metavar="PX", min=0, help="Write aligned crops of this size; 0: whole pictures.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one gives other masks.")] = 0,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at a time.")] = 2,
+) -> None:
+    """Write pairs for training: each face with a mask, the mask, the face as it was, its landmarks.
+
+    The same pictures, seed and options give the same pairs. An interrupted call goes on where it stopped.
+    """
+    from unmask.train.dataset import MaskOptions, make_pairs
+
+    if not faces.is_dir():
+        raise UserError(f"'{faces}' is not a folder; give a folder of pictures")
+    shares = {}
+    for part in kinds.split(","):
+        kind, _, share = part.strip().partition("=")
+        try:
+            shares[kind] = float(share or 1)
+        except ValueError:
+            raise UserError(f"--kinds: '{part}' is not KIND=SHARE, such as surgical=0.5") from None
+    for what, count in make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), _progress).items():
+        print(f"{what}: {count}")
+
+
+@data.command()
+def frames(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos of one person's bare face.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where pictures and sound go.")],
+    fps: Annotated[float, typer.Option(metavar="N", min=0.01, help="Pictures kept of each second, the sharpest.")] = 1,
+    size: Annotated[int, typer.Option(metavar="PX", min=32, help="Width and height of the aligned crops.")] = 512,
+) -> None:
+    """A person's own data set from video: aligned crops of the sharpest frames, no picture twice, the sound as WAV."""
+    from unmask.train.dataset import extract_frames
+
+    for what, count in extract_frames(videos, output, fps, size, _progress).items():
+        print(f"{what}: {count}")
+
+
+@data.command()
+def paired(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With pairs image/NAME and mask/NAME (0 and 255).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+) -> None:
+    """Read labelled pictures of masked faces as `unmask data label` writes them, for a recipe's real."""
+    from unmask.stream.stills import crop_of_portrait
+    from unmask.train.pseudo import write_labelled
+
+    print(f"crops: {write_labelled(folder, crop_of_portrait, output)}")
+
+
+@data.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures to look at.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The other split: pictures that both have are leaks.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.jpg", help="Write a contact sheet.")] = None,
+) -> None:
+    """Find what is wrong with a folder of pictures: broken files, the same picture twice, leaks between splits.
+
+    Exit code 1 where something is wrong.
+    """
     _need_training_packages()
-    from unmask.train import segmenter
-    from unmask.train.config import Recipe, load_yaml
+    from unmask.train.dataset import check_pictures
+    from unmask.train.sheets import write_sheet
 
-    segmenter.train(load_yaml(config, Recipe))
+    for given in (folder, against):
+        if given is not None and not given.is_dir():
+            raise UserError(f"'{given}' is not a folder; give a folder of pictures")
+    found = check_pictures(folder, against, _progress)
+    print(f"pictures: {found.pictures}")
+    for size, count in sorted(found.sizes.items(), key=lambda pair: -pair[1])[:10]:
+        print(f"  {size}: {count}")
+    for name in found.broken:
+        print(f"broken: {name}")
+    for group in found.duplicates:
+        print(f"the same: {', '.join(group)}")
+    for name in found.leaks:
+        print(f"in {against} too: {name}")
+    if sheet is not None:
+        write_sheet(sheet, found.sheet)
+    wrong = len(found.broken) + len(found.duplicates) + len(found.leaks)
+    print(f"{wrong} problems" if wrong else "nothing wrong")
+    raise typer.Exit(int(wrong > 0))
 
 
-@train.command("inpainter")
-def train_inpainter(config: _Config) -> None:
-    """Train the network that paints the hidden part of the face."""
+_Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one that ships.")]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Other values, such as phases.0.lr=1e-4.")
+]
+_Tracking = Annotated[str | None, typer.Option(metavar="URI", help="MLflow server; default: a folder beside the run.")]
+
+
+def _recipe(name: str, overrides: list[str] | None, tracking_uri: str | None = None) -> "Recipe":
     _need_training_packages()
-    from unmask.train import inpainter
-    from unmask.train.config import Recipe, load_yaml
+    from unmask.train.config import load_recipe
 
-    inpainter.train(load_yaml(config, Recipe))
+    tracked = [f"tracking_uri={tracking_uri}"] if tracking_uri else []
+    return load_recipe(name, [*(overrides or ()), *tracked])
+
+
+def train(recipe: _Recipe, overrides: _Overrides = None, tracking_uri: _Tracking = None) -> None:
+    """Train a network. An interrupted run goes on where it stopped.
+
+    Writes the state, a log, sheets of samples and the recipe to the folder that the recipe names with out.
+    """
+    chosen = _recipe(recipe, overrides, tracking_uri)
+    from unmask.train.registry import trainer_of
+
+    trainer_of(chosen).fit()
 
 
 @evaluate.command("segmenter")
@@ -135,6 +242,33 @@ def evaluate_inpainter(crops: _Crops, device: _Device = "auto", report: _Json = 
     _show({"validation faces": measure.evaluate_inpainter(engine, FaceCrops.open(crops), _progress)}, report)
 
 
+@evaluate.command("run")
+def evaluate_training_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    instruments: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With loaders.py: networks that measure LPIPS and identity.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.jpg", help="Write masked, mask over picture, result, truth.")
+    ] = None,
+    most: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at most.")] = 500,
+    report: _Json = None,
+) -> None:
+    """Measure a training run on its validation pictures: Dice, IoU, PSNR, SSIM, MSE, LPIPS, identity."""
+    _need_training_packages()
+    from unmask.train.evaluate_run import evaluate_run
+    from unmask.train.instruments import Instruments
+    from unmask.train.sheets import write_sheet
+
+    if instruments is not None and not (instruments / "loaders.py").is_file():
+        raise UserError(f"'{instruments}' holds no loaders.py; without --instruments LPIPS and identity are left out")
+    judges = Instruments(instruments) if instruments else None
+    figures, picture = evaluate_run(run, judges, most, _progress)
+    if sheet is not None:
+        write_sheet(sheet, picture)
+    _show({str(run): figures}, report)
+
+
 def export(
     network: Annotated[str, typer.Argument(metavar="segmenter|inpainter")],
     checkpoint: Annotated[Path, typer.Argument(metavar="STATE.pt", help="Checkpoint of a training run.")],
@@ -154,6 +288,10 @@ def export(
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    trained, sizes = state.get("network", network), state.get("recipe", {}).get("sizes", {})
+    if trained != network or sizes:
+        what = f"the {trained} of another size" if trained == network else f"the model {trained}"
+        raise UserError(f"'{checkpoint}' holds {what}; only the {network} of the usual size can be exported as one")
     for path in ship(network, state["ema"], output):
         print(path)
 
@@ -165,3 +303,109 @@ def _show(figures: dict[str, dict[str, float]], report: Path | None) -> None:
             print(f"  {figure:22} {value:.4f}" if isinstance(value, float) else f"  {figure:22} {value}")
     if report is not None:
         report.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@data.command()
+def preview(
+    recipe: _Recipe,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.jpg", help="The sheet.")],
+    overrides: _Overrides = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another one gives another batch.")] = 0,
+) -> None:
+    """Draw a batch as the network gets it: masks, light and every augmentation of the recipe."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train.campaign import preview_sheet
+    from unmask.train.sheets import write_sheet
+
+    write_sheet(output, preview_sheet(chosen, seed))
+    print(output)
+
+
+def overfit(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    pictures: Annotated[int, typer.Option(metavar="N", min=1, help="How many pictures are learnt by heart.")] = 4,
+    steps: Annotated[int, typer.Option(metavar="N", min=10, help="Optimizer steps.")] = 300,
+) -> None:
+    """Learn a few pictures by heart: the check that a network and its losses can learn at all. Exit code 1 if not."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    result = campaign.overfit(chosen, pictures, steps, say)
+    print(f"loss {result.first:.4f} at first, {result.last:.4f} after {steps} steps")
+    if not result.learnt:
+        raise UnmaskError("it did not learn its few pictures by heart: try more --steps, then look at the losses")
+
+
+def crossval(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    folds: Annotated[int, typer.Option("-k", "--folds", metavar="K", min=2, help="Into how many parts.")] = 5,
+) -> None:
+    """Train K times, each time with another part of the pictures for validation."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    for name, row in campaign.crossval(chosen, folds, say).items():
+        print(f"{name}: {row['mean']:.4f} +- {row['deviation']:.4f} over {folds} folds")
+
+
+def tune(
+    recipe: _Recipe,
+    overrides: _Overrides = None,
+    trials: Annotated[int, typer.Option(metavar="N", min=1, help="Trials in all, those of earlier calls too.")] = 20,
+) -> None:
+    """Search for better values of the keys that the recipe names under tune. Goes on where it stopped."""
+    chosen = _recipe(recipe, overrides)
+    from unmask.train import campaign
+
+    result = campaign.tune(chosen, trials, say)
+    print(
+        f"best of {result['trials']} trials ({result['pruned']} pruned): {result['value']:.4f}, number {result['best']}"
+    )
+    for key, value in result["settings"].items():
+        print(f"  {key}={value}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The report.")] = Path(
+        "runs.html"
+    ),
+) -> None:
+    """Compare runs: one HTML file with figures, what differs, curves and samples."""
+    _need_training_packages()
+    from unmask.train.compare import write_report
+
+    write_report(runs, output)
+    print(output)
+
+
+def personalize(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="VIDEO|PHOTOS...", help="The person's bare face: files or folders.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.safetensors", help="The personal model.")],
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 600,
+) -> None:
+    """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE."""
+    _need_training_packages()
+    from unmask.train.personal import personalize as fit
+
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"'{source}' is not there; give videos, pictures or folders of the person's bare face")
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise UserError(f"'{output}' cannot be written: give FILE.safetensors in a folder that exists")
+
+    def progress(done: int, total: int) -> None:
+        if done % 20 == 0:
+            say(f"{done} of {total} steps")
+
+    done = fit(sources, output, steps, progress)
+    print(
+        f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces; PSNR in the mask on {done.held_out} others "
+        f"{done.psnr_before:.2f} dB before, {done.psnr_after:.2f} dB after"
+    )
+    if done.psnr_after <= done.psnr_before:
+        say("it did not get better: give more and sharper pictures of one person's bare face")

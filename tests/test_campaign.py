@@ -1,0 +1,131 @@
+"""Overfitting, cross-validation, tuning, comparison and evaluation, through the command line, on drawn faces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from training_faces import small_recipe
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.errors import UnmaskError, UserError
+from unmask.train.registry import trainer_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training") / "data"
+
+
+def write_recipe(name: str, data: Path, folder: Path, *overrides: str, **more: Any) -> Path:
+    """A small recipe as a file."""
+    recipe = json.loads(msgspec.json.encode(small_recipe(name, data, folder / "run", *overrides))) | more
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def call(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_a_segmenter_learns_a_few_pictures_by_heart(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe("segmenter", data, tmp_path, "sizes.width=8", "phases.3.lr=5e-3")
+    output = call("overfit", recipe, "--pictures", "2", "--steps", "120")
+    first, last = (float(output.split(word)[0].split()[-1]) for word in (" at first", " after"))
+    assert last < 0.25 * first
+    assert list((tmp_path / "run" / "overfit" / "samples").glob("*.jpg"))
+
+
+def test_a_recipe_is_trained_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe("segmenter", data, tmp_path)
+    store = (tmp_path / "elsewhere").as_uri()
+    call("train", recipe, "phases.0.steps=2", "ema=0.5", "--tracking-uri", store)
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["ema"] == 0.5
+    assert (tmp_path / "run" / "state.pt").exists()
+    assert list((tmp_path / "elsewhere").rglob("metrics/validation_iou")), "and is recorded where it was told to"
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_network_that_cannot_learn_is_found_out(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe("segmenter", data, tmp_path, "optimizer={name: sgd, momentum: 0}", "clip=1e-9")
+    with pytest.raises(UnmaskError, match="did not learn"):
+        call("overfit", recipe, "--pictures", "2", "--steps", "10")
+
+
+def test_each_fold_is_validated_once(data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe("segmenter", data, tmp_path)
+    output = call("crossval", recipe, "phases.0.steps=2", "-k", "2")
+    figures = json.loads((tmp_path / "run" / "crossval.json").read_text())
+    values = figures["validation_iou"]["folds"]
+    assert len(values) == 2
+    assert figures["validation_iou"]["mean"] == pytest.approx(np.mean(values))
+    assert f"{np.mean(values):.4f} +- " in output
+    parts = [json.loads((tmp_path / "run" / f"fold-{i}" / "recipe.json").read_text())["split"] for i in range(2)]
+    assert [(p["fold"], p["folds"]) for p in parts] == [(0, 2), (1, 2)]
+    with pytest.raises(UserError, match="has no folds"):
+        call("crossval", recipe, "split.by=file")
+
+
+def test_tuning_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    space = {"phases.0.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "optimizer.name": {"choices": ["adamw", "sgd"]}}
+    recipe = write_recipe("segmenter", data, tmp_path, tune=space)
+    short = ["phases.0.steps=2", "epoch=1"]
+    assert "best of 2 trials" in call("tune", recipe, *short, "--trials", "2")
+    assert "best of 3 trials" in call("tune", recipe, *short, "--trials", "3")
+    result = json.loads((tmp_path / "run" / "tune.json").read_text())
+    assert set(result["settings"]) == set(space)
+    trials = [json.loads(p.read_text()) for p in sorted((tmp_path / "run").glob("trial-*/recipe.json"))]
+    assert len({trial["phases"][0]["lr"] for trial in trials}) == 3
+    for more, message in (("tune={}", "nothing to tune"), ("tune={phases.0.lr: {low: 1}}", "low below high")):
+        with pytest.raises(UserError, match=message):
+            call("tune", recipe, *short, more)
+    with pytest.raises(UserError, match="did you mean 'lr'"):
+        call("tune", recipe, *short, "tune={phases.0.lt: {low: 0.1, high: 1}}")
+
+
+def test_runs_are_compared_and_measured(data: Path, tmp_path: Path) -> None:
+    for name in ("gated", "oagan", "segmenter"):
+        trainer_of(small_recipe(name, data, tmp_path / name, "phases.0.steps=2", "epoch=1")).fit()
+    page = tmp_path / "runs.html"
+    call("compare", tmp_path / "gated", tmp_path / "oagan", "-o", page)
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert text.count("<svg") >= 3
+    assert "<td>model</td><td>gated</td><td>oagan</td>" in text
+    assert "validation_psnr" in text
+    with pytest.raises(UserError, match=r"no training run: recipe\.json is missing"):
+        call("compare", tmp_path, "-o", page)
+
+    for name, figures in (
+        ("gated", {"psnr", "ssim", "mse", "psnr_in_mask"}),
+        ("oagan", {"iou", "dice", "psnr", "ssim", "mse", "psnr_in_mask"}),
+        ("segmenter", {"iou", "dice"}),
+    ):
+        report, sheet = tmp_path / f"{name}.json", tmp_path / f"{name}.jpg"
+        call("evaluate", "run", tmp_path / name, "--report", report, "--sheet", sheet)
+        found = next(iter(json.loads(report.read_text()).values()))
+        assert set(found) == figures | {"pictures"}
+        assert found["pictures"] == 2
+        columns = 2 if name == "segmenter" else 4
+        assert cv2.imread(str(sheet)).shape == (22 + 2 * 64, columns * 64, 3)
+        if "psnr" in found:  # the mean of logarithms is not the logarithm of the mean
+            assert found["psnr"] == pytest.approx(-10 * np.log10(found["mse"]), abs=1.5)
+    with pytest.raises(UserError, match=r"state\.pt is missing|recipe\.json is missing"):
+        call("evaluate", "run", tmp_path)
+
+
+@pytest.mark.shared
+def test_instruments_measure_likeness(data: Path, shared: Path, tmp_path: Path) -> None:
+    trainer_of(small_recipe("gated", data, tmp_path / "run", "phases.0.steps=1")).fit()
+    report = tmp_path / "report.json"
+    call("evaluate", "run", tmp_path / "run", "--instruments", shared / "instruments", "--report", report)
+    assert 0 < next(iter(json.loads(report.read_text()).values()))["lpips"] < 1

@@ -1,0 +1,195 @@
+"""Data sets from pictures and video, through the command line: pairs, regions, frames, checks, previews."""
+
+import json
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from faces import Portrait
+from training_faces import GOLDEN, drawn_face, small_recipe
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.errors import UserError
+from unmask.models.geometry import CROP_SIZE
+from unmask.train.pseudo import PseudoLabels
+from unmask.train.regions import REGIONS
+
+
+def call(*arguments: str | Path, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def faces(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The portrait, its mirror image in a folder of its own, and a picture without a face."""
+    folder = tmp_path_factory.mktemp("faces")
+    (folder / "00001").mkdir()
+    cv2.imwrite(str(folder / "a.png"), portrait.bare[..., ::-1])
+    cv2.imwrite(str(folder / "00001" / "b.png"), portrait.bare[:, ::-1, ::-1])
+    cv2.imwrite(str(folder / "none.png"), np.full((200, 200, 3), 90, np.uint8))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_pairs_differ_only_under_the_mask(faces: Path, tmp_path: Path) -> None:
+    output = call("data", "masks", faces, "-o", tmp_path / "a", "--kinds", "n95=1", "--size", "256")
+    assert "pairs: 2\n" in output
+    assert "without a face: 1\n" in output
+    for name in ("a", "00001_b"):
+        masked, truth = (cv2.imread(str(tmp_path / "a" / part / f"{name}.png")) for part in ("masked", "truth"))
+        mask = cv2.imread(str(tmp_path / "a" / "mask" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        assert masked.shape == truth.shape == (256, 256, 3)
+        assert set(np.unique(mask)) == {0, 255}
+        changed = np.abs(masked.astype(int) - truth).max(axis=2) > 20
+        near = cv2.dilate(mask, np.ones((25, 25), np.uint8)) > 0
+        assert changed[mask > 0].mean() > 0.8
+        assert not changed[~near].any()
+        record = json.loads((tmp_path / "a" / "landmarks" / f"{name}.json").read_text())
+        assert record["kind"] == "n95"
+        eyes = np.array(record["points"])[[33, 263], :2]
+        assert np.linalg.norm(eyes[0] - eyes[1]) == pytest.approx(98, abs=6)
+
+
+def test_pairs_are_the_same_whoever_makes_them(faces: Path, tmp_path: Path) -> None:
+    call("data", "masks", faces, "-o", tmp_path / "one", "--workers", "1", "--size", "128")
+    call("data", "masks", faces, "-o", tmp_path / "two", "--workers", "3", "--size", "128")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (tmp_path / "two" / "landmarks" / "a.json").unlink()  # as if it had been interrupted there
+    assert "before: 1\n" in call("data", "masks", faces, "-o", tmp_path / "two", "--size", "128")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    call("data", "masks", faces, "-o", tmp_path / "other", "--seed", "1", "--size", "128")
+    assert contents(tmp_path / "one") != contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kinds", "scarf=1"], "unknown kind of mask 'scarf'"),
+        (["--kinds", "n95=much"], "not KIND=SHARE"),
+        (["--kinds", "n95=0"], "above 0"),
+        (["--region", "ear"], "unknown region 'ear'"),
+    ],
+)
+def test_wrong_masks_are_refused(arguments: list[str], message: str, faces: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        call("data", "masks", faces, "-o", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_regions_hide_what_they_are_called() -> None:
+    _, points = drawn_face(0)
+    at = {"mouth": 13, "nose": 1, "left eye": 159, "right eye": 386, "chin": 152, "brow": 9}
+    hides = {
+        "lower-face": {"mouth", "nose"},
+        "mouth": {"mouth"},
+        "nose": {"nose"},
+        "eyes": {"left eye", "right eye"},
+        "left": {"left eye"},
+        "right": {"right eye"},
+    }
+    shows = {"lower-face": {"left eye", "right eye", "brow"}, "left": {"right eye"}, "right": {"left eye"}}
+    for name, draw in REGIONS.items():
+        region = draw(points, np.random.default_rng(0), (CROP_SIZE, CROP_SIZE))
+        seen = {k for k, i in at.items() if region[tuple(np.round(points[i, 1::-1]).astype(int))] == 255}
+        assert hides.get(name, set()) <= seen, name
+        assert not shows.get(name, set()) & seen, name
+        assert 0.005 < (region > 0).mean() < 0.6, name
+
+
+@pytest.fixture(scope="module")
+def video(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of the portrait, which turns in the second one; every third frame is blurred; with sound."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    height, width = portrait.bare.shape[:2]
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("libx264", 10), container.add_stream("aac", 48_000)
+        pictures.width, pictures.height, pictures.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
+        for index in range(20):
+            turn = cv2.getRotationMatrix2D((width / 2, height / 2), 0, 1.0)
+            rgb = cv2.warpAffine(portrait.bare, turn, (pictures.width, pictures.height))
+            if index >= 10:
+                rgb = np.ascontiguousarray(rgb[:, ::-1])
+            if index % 3:
+                rgb = cv2.GaussianBlur(rgb, (0, 0), 3)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(pictures.encode())
+        wave_form = np.sin(np.arange(96_000) / 20).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(wave_form, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return path
+
+
+def test_frames_are_sharp_and_not_twice_the_same(video: Path, tmp_path: Path) -> None:
+    output = call("data", "frames", video, "-o", tmp_path, "--fps", "5", "--size", "320")
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert f"pictures: {len(pictures)}\n" in output
+    assert 1 <= len(pictures) <= 4, "ten spans of time show two different pictures"
+    assert cv2.imread(str(pictures[0])).shape == (320, 320, 3)
+    sharp = [cv2.Laplacian(cv2.imread(str(p), cv2.IMREAD_GRAYSCALE), cv2.CV_64F).var() for p in pictures]
+    assert min(sharp) > 40, "of each span the sharpest was kept"
+    with wave.open(str(tmp_path / "clip.wav")) as sound:
+        assert sound.getnframes() / sound.getframerate() == pytest.approx(2, abs=0.1)
+    with pytest.raises(UserError, match="cannot read"):
+        call("data", "frames", GOLDEN / "loss_curves.json", "-o", tmp_path)
+
+
+def test_check_finds_what_is_wrong(faces: Path, portrait: Portrait, tmp_path: Path) -> None:
+    assert "nothing wrong" in call("data", "check", faces / "00001")
+    other = tmp_path / "test"
+    other.mkdir()
+    cv2.imwrite(str(other / "leaked.jpg"), portrait.bare[:, ::-1, ::-1])
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("a.png", "b.jpg"):
+        cv2.imwrite(str(again / name), portrait.bare[..., ::-1])
+    (again / "broken.jpg").write_bytes(b"no picture")
+    cv2.imwrite(str(again / "other.png"), drawn_face(3)[0])
+    output = call("data", "check", again, "--against", other, "--sheet", tmp_path / "sheet.jpg", code=1)
+    assert f"the same: {again}/a.png, {again}/b.jpg" in output
+    assert f"broken: {again}/broken.jpg" in output
+    assert f"{again}/a.png" in output.split("the same")[1]
+    assert output.count("too: ") == 2, "both show what the other split has, mirrored"
+    assert "4 problems" in output
+    assert "512x600: 2" in output
+    assert cv2.imread(str(tmp_path / "sheet.jpg")).shape[1] == 12 * 96
+
+
+def test_preview_shows_what_the_network_gets(tmp_path: Path) -> None:
+    recipe = small_recipe("inpainter", tmp_path / "data", tmp_path / "run")
+    for name, more, columns in (("gated", [], 4), ("oagan", [], 5), ("segmenter", ["augmentation=[]"], 3)):
+        sheet = tmp_path / f"{name}.jpg"
+        labels = [f"real={tmp_path}/data/labels"] if name == "oagan" else []
+        weights = [f"perceptual_weights={tmp_path}/data/vgg.pth"] if name == "oagan" else []
+        changes = [f"crops={recipe.crops}", "textures=", "phases.0.size=64", "phases.0.batch=2", *more]
+        call("data", "preview", name, *changes, *labels, *weights, "-o", sheet)
+        assert cv2.imread(str(sheet)).shape == (22 + 2 * 64, columns * 64, 3)
+    assert not (tmp_path / "run").exists(), "nothing is left but the sheet"
+
+
+def test_labelled_pairs_become_training_data(portrait: Portrait, tmp_path: Path) -> None:
+    around = np.s_[100:400, 120:420]  # as data sets have faces: they fill the picture
+    label = np.rint(portrait.coverage * 255).astype(np.uint8)
+    for folder, picture in (("image", portrait.masked[..., ::-1]), ("mask", label)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "one.png"), picture[around])
+    assert "crops: 1" in call("data", "paired", tmp_path, "-o", tmp_path / "labels")
+    real = PseudoLabels.open(tmp_path / "labels")
+    truth, found = portrait.crop_coverage(), real.labels[0] > 127
+    assert real.crops.shape == (1, 256, 256, 3)
+    assert (truth & found).sum() / (truth | found).sum() > 0.7
+    with pytest.raises(UserError, match="no pairs"):
+        call("data", "paired", tmp_path / "labels", "-o", tmp_path / "labels")

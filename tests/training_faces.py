@@ -1,0 +1,127 @@
+"""Crops that training tests run on, drawn from numbers alone: the same on every machine."""
+
+import json
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.train.config import Recipe, load_recipe
+from unmask.train.data import is_validation
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPES = (
+    *("inpainter", "segmenter", "segmenter-real", "context-encoder", "gated", "fourier", "attention", "din2020"),
+    *("oagan", "segmenter-imagenet"),
+)
+SMALL = {
+    "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
+    "segmenter": ["sizes.width=4"],
+    "segmenter-real": ["sizes.width=4", "start="],
+    "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
+    "gated": ["sizes.width=4"],
+    "fourier": ["sizes={width: 4, blocks: 2}"],
+    "attention": ["sizes={width: 8, blocks: 2, heads: 2}"],
+    "din2020": ["sizes.width=4", "perceptual_network=vgg19"],
+    "oagan": ["sizes.width=4"],
+    "segmenter-imagenet": ["sizes.width=8"],
+}
+"""Overrides that make each recipe's network tiny."""
+
+
+def drawn_face(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """(256, 256, 3) uint8, and landmarks (468, 3) float32: those that MediaPipe finds in the portrait, moved."""
+    rng = np.random.default_rng(seed)
+    known = json.loads((GOLDEN / "mediapipe_grace_hopper.json").read_text())["landmarks_px"]
+    points = np.array(known, np.float32)
+    matrix = canonical_crop(points)
+    points = np.concatenate([transform_points(matrix, points), points[:, 2:] * 0.5], axis=1).astype(np.float32)
+    points[:, :2] += rng.normal(0, 2, 2)
+    skin = rng.uniform(0.4, 0.9, 3)
+    picture = np.full((CROP_SIZE, CROP_SIZE, 3), rng.uniform(0, 255, 3), np.uint8)
+    outline = cv2.convexHull(points[:, :2].astype(np.int32))[:, 0]
+    cv2.fillPoly(picture, [outline], tuple(map(float, 255 * skin)))
+    for eye in (33, 263):
+        cv2.circle(picture, tuple(map(int, points[eye, :2])), 9, (30.0, 30.0, 40.0), -1)
+    cv2.ellipse(picture, tuple(map(int, points[13, :2])), (24, 9), 0, 0, 360, (150.0, 40.0, 50.0), -1)
+    cv2.line(picture, tuple(map(int, points[168, :2])), tuple(map(int, points[1, :2])), (90.0, 60.0, 50.0), 3)
+    return picture, points
+
+
+def write_crops(folder: Path, count: int = 8) -> Path:
+    """A folder as `unmask data crops` writes it; two of the faces are for validation."""
+    faces = [drawn_face(seed) for seed in range(count)]
+    names = [
+        next(f"{i}-{k}.png" for k in range(10_000) if is_validation(f"{i}-{k}.png") == (i < 2)) for i in range(count)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "crops.npy", np.stack([picture for picture, _ in faces]))
+    np.save(folder / "inside.npy", np.full((count, CROP_SIZE, CROP_SIZE), 255, np.uint8))
+    np.save(folder / "points.npy", np.stack([points for _, points in faces]))
+    (folder / "index.json").write_text(json.dumps(names))
+    return folder
+
+
+def write_labels(folder: Path) -> Path:
+    """A folder as `unmask data label` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = np.stack([drawn_face(100 + seed)[0] for seed in range(4)])
+    labels = np.zeros(pictures.shape[:3], np.uint8)
+    pictures[:, 150:230, 60:200], labels[:, 150:230, 60:200] = (120, 170, 210), 255
+    np.save(folder / "crops.npy", pictures)
+    np.save(folder / "labels.npy", labels)
+    (folder / "index.json").write_text(json.dumps([f"{i}.png" for i in range(4)]))
+    return folder
+
+
+def write_vgg(path: Path, network: str) -> Path:
+    """Random weights by torchvision's names, of the layers up to relu3_1 or relu3_3; narrow, to be quick."""
+    generator = torch.Generator().manual_seed(1)
+    widths = {0: (3, 8), 2: (8, 8), 5: (8, 12), 7: (12, 12), 10: (12, 16), 12: (16, 16), 14: (16, 16)}
+    state = {}
+    for position, (a, b) in widths.items():
+        state[f"features.{position}.weight"] = torch.randn(b, a, 3, 3, generator=generator) * (2 / (9 * a)) ** 0.5
+        state[f"features.{position}.bias"] = torch.zeros(b)
+    torch.save(state, path)
+    return path
+
+
+def write_resnet(path: Path) -> Path:
+    """A state dict with the names and shapes of torchvision's resnet18, classifier and counters included."""
+    from unmask.models.published.resnet_segmenter import ResNet18
+
+    torch.manual_seed(2)
+    state = dict(ResNet18().state_dict()) | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save(state, path)
+    return path
+
+
+def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
+    """A recipe that ships, at 64 px with a batch of 2 and a tiny network, 20 steps in its last phase alone, in float32.
+
+    Args:
+        folder: where the data is made, unless it is there.
+        out: of the run.
+    """
+    if not folder.exists():
+        write_crops(folder / "crops")
+        write_labels(folder / "labels")
+        write_vgg(folder / "vgg.pth", "vgg")
+        write_resnet(folder / "resnet18.pth")
+    full = load_recipe(name)
+    last = len(full.phases) - 1
+    phase = f"phases.{last}"
+    general = [f"crops={folder}/crops", f"out={out}", "textures=", "precision=fp32", "ema=0.9"]
+    if full.real:
+        general.append(f"real={folder}/labels")
+    if full.perceptual_weights:
+        general.append(f"perceptual_weights={folder}/vgg.pth")
+    if full.encoder:
+        general.append(f"encoder={folder}/resnet18.pth")
+    sizes = [f"{phase}.steps=20", f"{phase}.size=64", f"{phase}.batch=2", f"{phase}.window=16", f"{phase}.lr=1e-3"]
+    recipe = load_recipe(name, [*general, *sizes, *SMALL[name], *overrides])
+    return msgspec.structs.replace(recipe, phases=recipe.phases[-1:])
