@@ -53,7 +53,7 @@ def build_program(network: NetworkName, batch: int, device: str) -> bytes:
     import torch
     import torch_tensorrt
 
-    from unmask.models.export import fold_norms
+    from unmask.models.folding import fold_norms
     from unmask.models.runtime import example_inputs, load_runtime
 
     runtime = load_runtime(network, weights_file(f"{network}.safetensors"))
