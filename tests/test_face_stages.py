@@ -107,6 +107,20 @@ def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrai
     assert certain[eye[1], eye[0]] == 255
 
 
+@pytest.mark.parametrize(("sure", "painted"), [(180, False), (250, True)])
+def test_what_leaves_the_mouth_free_must_be_sure(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, sure: int, painted: bool
+) -> None:
+    """Scarves look like masks under the chin."""
+    segment = Segment("cpu")
+    segment.open(Context(portrait.frame(masked=False).layout))
+    found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+    found[0, 205:, 60:196] = sure
+    monkeypatch.setattr(segment, "_engine", lambda crops: np.repeat(found, len(crops), axis=0))
+    (frame,) = segment.process(portrait.frame(masked=False))
+    assert frame.faces[0].masked is painted
+
+
 def test_a_mean_of_frames_gets_the_detail_of_one() -> None:
     rng = np.random.default_rng(3)
     steady = rng.normal(128, 10, (CROP_SIZE, CROP_SIZE, 3))

@@ -10,7 +10,7 @@ import pytest
 from faces import Portrait
 
 from unmask.errors import UserError
-from unmask.train.masks import Outline, hidden_region, mask_coverage, random_outline, straps
+from unmask.train.masks import Outline, hidden_region, lowered_coverage, mask_coverage, random_outline, straps
 from unmask.train.materials import (
     MATERIALS,
     Masked,
@@ -125,6 +125,16 @@ def test_templates_fit_the_face(shared: Path, face: F32, portrait: Portrait) -> 
         assert (worn & outline).sum() / (worn | outline).sum() > 0.5, template.name
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_lowered_mask_lies_under_the_chin_and_leaves_nose_and_mouth_free(seed: int, portrait: Portrait) -> None:
+    height, width = portrait.bare.shape[:2]
+    coverage = lowered_coverage(portrait.landmarks, np.random.default_rng(seed), (height, width))
+    at = np.round(portrait.landmarks[:, :2]).astype(int)
+    for landmark in (4, 1, 0, 13):  # the tip of the nose, below it, the upper lip, between the lips
+        assert coverage[at[landmark, 1], at[landmark, 0]] == 0
+    assert coverage[at[152, 1] + 3, at[152, 0]] > 0, "below the chin"
+
+
 def test_missing_templates_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no masks\.cfg"):
         load_templates(tmp_path)
@@ -134,7 +144,7 @@ def test_missing_templates_are_said(tmp_path: Path) -> None:
 def test_turned_head_takes_its_mask_along(degrees: float, face: F32, portrait: Portrait) -> None:
     small = cv2.resize(face, (256, 256), interpolation=cv2.INTER_AREA)
     points = portrait.landmarks * np.float32(256) / np.array([face.shape[1], face.shape[0], face.shape[1]], np.float32)
-    masked = draw_mask(small, points, np.random.default_rng(3), "cloth")
+    masked = draw_mask(small, points, np.random.default_rng(3), "cloth", Outline())
     behind = np.zeros_like(small)
     turned, moved = turn_head(masked, points, behind, Turn(np.radians(degrees)))
     nose, ears = moved[4], moved[[234, 454]].mean(axis=0)
