@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +62,15 @@ def export_onnx(runtime: Runtime, path: Path) -> None:
     assert program is not None
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the weights of one network after several runs: a "model soup" (Wortsman et al. 2022,
+    arXiv:2203.05482). Counters are the last one's."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[-1].items()
+    }
 
 
 def ship(name: str, state: dict[str, Tensor], folder: Path) -> tuple[Path, Path]:

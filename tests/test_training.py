@@ -15,6 +15,7 @@ from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load
+from unmask.models.export import mean_of
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Loss, Phase, Recipe
 from unmask.train.data import FaceCrops, augment, is_validation, mirror_order, prefetch, prepare_crops
@@ -186,6 +187,13 @@ def test_windows_lie_around_what_is_hidden() -> None:
     cut = windows(weight, corners, 16)
     assert cut.shape == (2, 1, 16, 16)
     assert (cut.sum((1, 2, 3)) > 0).all()
+
+
+def test_mean_of_weights_leaves_counters_alone() -> None:
+    first, second = ({"w": torch.full((2,), x), "n": torch.tensor(n)} for x, n in ((1.0, 3), (2.0, 5)))
+    mean = mean_of([first, second])
+    assert mean["w"].tolist() == [1.5, 1.5]
+    assert mean["n"].item() == 5
 
 
 def test_inpainter_trains_with_an_adversary_and_ships(

@@ -11,6 +11,8 @@ from unmask.errors import UnmaskError, UserError
 from unmask.progress import say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unmask.train.config import Recipe
 
 data = typer.Typer(help="Prepare training data.", no_args_is_help=True)
@@ -271,29 +273,37 @@ def evaluate_training_run(
 
 def export(
     network: Annotated[str, typer.Argument(metavar="segmenter|inpainter")],
-    checkpoint: Annotated[Path, typer.Argument(metavar="STATE.pt", help="Checkpoint of a training run.")],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="STATE.pt...", help="Checkpoints of training runs.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where both files are written.")],
 ) -> None:
-    """Write the averaged weights of a run as NAME.safetensors and NAME.onnx."""
-    _need_training_packages()
-    import torch
+    """Write the averaged weights of a run as NAME.safetensors and NAME.onnx.
 
-    from unmask.models.export import ship
+    Of several runs that went on from the same weights, their mean is written.
+    """
+    _need_training_packages()
+    from unmask.models.export import mean_of, ship
     from unmask.models.runtime import RUNTIMES
 
     if network not in RUNTIMES:
         raise UserError(f"unknown network '{network}': use {' or '.join(RUNTIMES)}")
-    if not checkpoint.is_file():
-        raise UserError(f"no checkpoint '{checkpoint}': give the state.pt of a training run")
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
+    for path in ship(network, mean_of([_averaged_weights(network, checkpoint) for checkpoint in checkpoints]), output):
+        print(path)
+
+
+def _averaged_weights(network: str, checkpoint: Path) -> "dict[str, Tensor]":
+    import torch
+
+    if not checkpoint.is_file():
+        raise UserError(f"no checkpoint '{checkpoint}': give the state.pt of a training run")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     trained, sizes = state.get("network", network), state.get("recipe", {}).get("sizes", {})
     if trained != network or sizes:
         what = f"the {trained} of another size" if trained == network else f"the model {trained}"
         raise UserError(f"'{checkpoint}' holds {what}; only the {network} of the usual size can be exported as one")
-    for path in ship(network, state["ema"], output):
-        print(path)
+    weights: dict[str, Tensor] = state["ema"]
+    return weights
 
 
 def _show(figures: dict[str, dict[str, float]], report: Path | None) -> None:
