@@ -22,6 +22,7 @@ U8 = npt.NDArray[np.uint8]
 EngineName = Literal["openvino", "torch"]
 NetworkName = Literal["segmenter", "inpainter"]
 NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
+FinderName = Literal["detector", "landmarker"]
 
 
 def weights_file(name: str) -> Path:
@@ -72,8 +73,16 @@ def cpu_precision() -> Literal["bf16", "f32"]:
 
 
 @cache
-def compile_for_cpu(file: str, precision: Literal["bf16", "f32"], threads: int) -> openvino.CompiledModel:
+def compile_for_cpu(
+    file: str, precision: Literal["bf16", "f32"], threads: int, size: tuple[int, int] | None = None
+) -> openvino.CompiledModel:
     """A network that ships, compiled for this processor; the second call with the same arguments costs nothing.
+
+    Args:
+        file: its name.
+        precision: of the arithmetic.
+        threads: CPU threads; 0 leaves it to OpenVINO.
+        size: height and width in px of the pictures, where the network leaves them open.
 
     Raises:
         EngineError: it cannot be read or compiled.
@@ -84,7 +93,10 @@ def compile_for_cpu(file: str, precision: Literal["bf16", "f32"], threads: int) 
     try:
         model = openvino_core().read_model(str(weights_file(file)))
         # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
-        model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+        shapes = {port: [1, *list(port.partial_shape)[1:]] for port in model.inputs}
+        if size is not None:
+            shapes = {port: [1, *size, 3] for port in shapes}
+        model.reshape(shapes)
         return openvino_core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error

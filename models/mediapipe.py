@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.engine import compile_for_cpu
+from unmask.models.rows import MESH_POINTS
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
@@ -26,7 +27,6 @@ F64 = npt.NDArray[np.float64]
 MESH_SIZE: Final = 192
 """Width and height in px of the picture that the mesh network sees."""
 
-MESH_POINTS: Final = 468
 RIGHT_EYE_OUTER: Final = 33
 LEFT_EYE_OUTER: Final = 263
 _ROI_SCALE: Final = 1.5
@@ -38,13 +38,16 @@ class Detection:
 
     Args:
         box_px: (x0, y0, x1, y1) in px of the picture.
-        keypoints_px: (6, 2) float32: right eye, left eye, nose tip, mouth centre, right ear, left ear.
+        keypoints_px: (6, 2) float32: right eye, left eye, nose tip, mouth centre, right ear, left ear. Other detectors
+            give other points, but the eyes first.
         score: 0..1.
+        kinds: how likely the face is of each of `unmask.models.rows.KINDS`; empty where the detector does not know.
     """
 
     box_px: tuple[float, float, float, float]
     keypoints_px: F32
     score: float
+    kinds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

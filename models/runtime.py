@@ -1,6 +1,7 @@
 """The networks as they run: 8-bit pictures in, 8-bit pictures out, so that every engine does the same arithmetic.
 
-N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline.
+N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline. The two
+networks that find faces give float32 numbers instead of pictures.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.models.detector import Detector
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.inpainter import Inpainter
+from unmask.models.landmarker import Landmarker
+from unmask.models.rows import KINDS, LANDMARKER_SIZE, POINTS
 from unmask.models.segmenter import Segmenter
 
 
@@ -33,6 +37,7 @@ class SegmenterRuntime(nn.Module):
 
     inputs: Final = ("rgb",)
     output: Final = "probability"
+    picture: Final = (CROP_SIZE, CROP_SIZE)
 
     def __init__(self, network: Segmenter) -> None:
         super().__init__()
@@ -49,6 +54,7 @@ class InpainterRuntime(nn.Module):
 
     inputs: Final = ("rgb", "mask")
     output: Final = "painted"
+    picture: Final = (CROP_SIZE, CROP_SIZE)
 
     def __init__(self, network: Inpainter) -> None:
         super().__init__()
@@ -60,10 +66,47 @@ class InpainterRuntime(nn.Module):
         return _to_bytes(self.network(_to_planes(rgb, dtype), hidden)).permute(0, 2, 3, 1)
 
 
-Runtime = SegmenterRuntime | InpainterRuntime
+class DetectorRuntime(nn.Module):
+    """(N, H, W, 3) uint8 RGB, H and W multiples of 32, to (N, P, CHANNELS) float32: a row for each cell, as
+    `Detector.forward`, with probabilities in place of logits."""
+
+    inputs: Final = ("rgb",)
+    output: Final = "rows"
+    picture: Final = (384, 640)
+
+    def __init__(self, network: Detector) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        rows = self.network(_to_planes(rgb, next(self.network.parameters()).dtype)).float()
+        face, sides, kinds, points = rows.split([1, 4, len(KINDS), 2 * POINTS], dim=2)
+        return torch.cat([face.sigmoid(), sides, kinds.softmax(dim=2), points], dim=2)
+
+
+class LandmarkerRuntime(nn.Module):
+    """(N, S, S, 3) uint8 RGB, S = `LANDMARKER_SIZE`, to (N, ROW) float32 as `Landmarker.forward`, the first number a
+    probability."""
+
+    inputs: Final = ("rgb",)
+    output: Final = "row"
+    picture: Final = (LANDMARKER_SIZE, LANDMARKER_SIZE)
+
+    def __init__(self, network: Landmarker) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        row = self.network(_to_planes(rgb, next(self.network.parameters()).dtype)).float()
+        return torch.cat([row[:, :1].sigmoid(), row[:, 1:]], dim=1)
+
+
+Runtime = SegmenterRuntime | InpainterRuntime | DetectorRuntime | LandmarkerRuntime
 RUNTIMES: Final[dict[str, Callable[[], Runtime]]] = {
     "segmenter": lambda: SegmenterRuntime(Segmenter()),
     "inpainter": lambda: InpainterRuntime(Inpainter()),
+    "detector": lambda: DetectorRuntime(Detector()),
+    "landmarker": lambda: LandmarkerRuntime(Landmarker()),
 }
 
 
@@ -82,6 +125,6 @@ def load_runtime(name: str, weights: Path) -> Runtime:
 
 def example_inputs(runtime: Runtime, batch: int = 2) -> tuple[Tensor, ...]:
     """Random inputs of the right shapes and types."""
-    rgb = torch.randint(0, 256, (batch, CROP_SIZE, CROP_SIZE, 3), dtype=torch.uint8)
-    mask = (torch.rand(batch, CROP_SIZE, CROP_SIZE) > 0.5).to(torch.uint8) * 255
+    rgb = torch.randint(0, 256, (batch, *runtime.picture, 3), dtype=torch.uint8)
+    mask = (torch.rand(batch, *runtime.picture) > 0.5).to(torch.uint8) * 255
     return (rgb, mask)[: len(runtime.inputs)]

@@ -51,6 +51,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         textures: folder of mask pictures with `masks.cfg`; empty for drawn masks only.
         real: folder written by `unmask data label`, of which a quarter of each batch is drawn (segmenter); empty for
             none.
+        tracker: folder written by `unmask data tracker` (detector, landmarker).
         perceptual_weights: file with VGG-16 weights up to relu3_3 (keys `features.N.weight`), for the perceptual loss.
         start: safetensors file to start from; empty for random weights.
         seed: of weights and data.
@@ -63,6 +64,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     phases: tuple[Phase, ...]
     textures: str = ""
     real: str = ""
+    tracker: str = ""
     perceptual_weights: str = ""
     start: str = ""
     seed: int = 0

@@ -1,0 +1,77 @@
+"""The landmarker: gives the points of a face from a rough crop of it, also of what a mask hides."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.models.blocks import ConvNorm, Residual
+from unmask.models.rows import LANDMARKER_SIZE, MESH_POINTS
+
+ROW: Final = 1 + 3 * MESH_POINTS
+"""Numbers that the network gives of a face."""
+
+
+@dataclass(frozen=True, slots=True)
+class LandmarkerConfig:
+    """Sizes of the network.
+
+    Attributes:
+        widths: channels at 1/2, 1/4, 1/8, 1/16 and 1/32 resolution.
+        features: what the points are made from.
+    """
+
+    widths: tuple[int, int, int, int, int] = (20, 32, 48, 64, 64)
+    features: int = 80
+
+
+class Landmarker(nn.Module):
+    """Convolutions down to 4x4 cells, then the points all at once: a hidden point is told by the others.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: LandmarkerConfig | None = None) -> None:
+        super().__init__()
+        config = config or LandmarkerConfig()
+        w0, w1, w2, w3, w4 = config.widths
+        self.body = nn.Sequential(
+            ConvNorm(12, w0),
+            nn.ReLU(),
+            ConvNorm(w0, w1, stride=2),
+            nn.ReLU(),
+            Residual(w1),
+            ConvNorm(w1, w2, stride=2),
+            nn.ReLU(),
+            Residual(w2),
+            Residual(w2),
+            ConvNorm(w2, w3, stride=2),
+            nn.ReLU(),
+            Residual(w3),
+            ConvNorm(w3, w4, stride=2),
+            nn.ReLU(),
+        )
+        self.gather = nn.Linear(w4 * (LANDMARKER_SIZE // 32) ** 2, config.features)
+        self.face = nn.Linear(config.features, 1)
+        self.shape = nn.Linear(config.features, 3 * MESH_POINTS)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """Find the points.
+
+        Args:
+            rgb: (N, 3, S, S), 0..1, S = `LANDMARKER_SIZE`; a face about upright, filling about two thirds of it.
+
+        Returns:
+            (N, ROW): the logit of a face, then x, y, z of each point of MediaPipe's mesh, from the middle of the
+            picture, in sizes of the picture.
+        """
+        x = self.body(F.pixel_unshuffle(2.0 * rgb - 1.0, 2)).flatten(1)
+        x = F.relu(self.gather(x))
+        if self.training:  # the last digits of a point are below what bfloat16 holds
+            x = x.float()
+            with torch.autocast("cpu", enabled=False):
+                return torch.cat([self.face(x), self.shape(x)], dim=1)
+        return torch.cat([self.face(x), self.shape(x)], dim=1)
