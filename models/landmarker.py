@@ -54,7 +54,10 @@ class Landmarker(nn.Module):
             ConvNorm(w3, w4, stride=2),
             nn.ReLU(),
         )
-        self.gather = nn.Linear(w4 * (LANDMARKER_SIZE // 32) ** 2, config.features)
+        cells = (LANDMARKER_SIZE // 32) ** 2
+        self.gather = nn.Sequential(
+            nn.Linear(w4 * cells, config.features, bias=False), nn.BatchNorm1d(config.features), nn.ReLU()
+        )
         self.face = nn.Linear(config.features, 1)
         self.shape = nn.Linear(config.features, 3 * MESH_POINTS)
 
@@ -69,9 +72,11 @@ class Landmarker(nn.Module):
             picture, in sizes of the picture.
         """
         x = self.body(F.pixel_unshuffle(2.0 * rgb - 1.0, 2)).flatten(1)
-        x = F.relu(self.gather(x))
-        if self.training:  # the last digits of a point are below what bfloat16 holds
-            x = x.float()
-            with torch.autocast("cpu", enabled=False):
-                return torch.cat([self.face(x), self.shape(x)], dim=1)
+        if not self.training:
+            return self._row(x)
+        with torch.autocast("cpu", enabled=False):  # the last digits of a point are below what bfloat16 holds
+            return self._row(x.float())
+
+    def _row(self, x: Tensor) -> Tensor:
+        x = self.gather(x)
         return torch.cat([self.face(x), self.shape(x)], dim=1)

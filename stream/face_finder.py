@@ -7,7 +7,7 @@ full-range one of where it is, above all in profile.
 """
 
 import math
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,12 +26,11 @@ from unmask.models.mediapipe import (
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
 
-Reach = Literal["short", "full"]
 Box = tuple[float, float, float, float]
 
-_INPUT_PX: Final[dict[Reach, int]] = {"full": 192, "short": 128}
+_INPUT_PX: Final[dict[str, int]] = {"full": 192, "short": 128}
 
-_CLOSE_UP_SHARE: Final[dict[Reach, float]] = {"full": 1 / 3, "short": 1 / 2}
+_CLOSE_UP_SHARE: Final[dict[str, float]] = {"full": 1 / 3, "short": 1 / 2}
 """Size of the face in a close-up: at 44 to 64 px both detectors find most masked faces."""
 
 _MESH_SHARE: Final = 2 / 3
@@ -67,11 +66,11 @@ class View(NamedTuple):
 
     Attributes:
         view_from_frame: (2, 3) float64, affine map from frame px to px of the detector's input.
-        reach: which detector.
+        reach: which detector, by the finder's own names.
     """
 
     view_from_frame: F64
-    reach: Reach
+    reach: str
 
 
 class Sighting(NamedTuple):
@@ -89,12 +88,8 @@ class Sighting(NamedTuple):
     agreement: float
 
 
-class FaceFinder:
+class Finder(Protocol):
     """Looks for faces in frames, and follows them from frame to frame.
-
-    Args:
-        layout: of every frame.
-        canvas: reads the frames.
 
     Attributes:
         overviews: views of the whole frame.
@@ -103,9 +98,43 @@ class FaceFinder:
         detector_runs: how often a detector has run.
     """
 
+    overviews: list[View]
+    tiles: list[View]
+    margins: list[View]
+    detector_runs: int
+
+    def search(self, frame: Frame, view: View) -> list[Detection]:
+        """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
+        ...
+
+    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
+        """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
+        ...
+
+    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
+        """The points of the face that was, or is expected, at `landmarks_px`, and whether a close look should follow."""
+        ...
+
+    def fit(self, frame: Frame, proposal: Detection) -> Sighting:
+        """Put points on a proposal, and look closely."""
+        ...
+
+    def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
+        """Check points in an upright close-up."""
+        ...
+
+
+class MediaPipeFinder:
+    """A `Finder` on MediaPipe's networks.
+
+    Args:
+        layout: of every frame.
+        canvas: reads the frames.
+    """
+
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._detectors = {reach: FaceDetector(reach) for reach in _INPUT_PX}
+        self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
         self._mesh = FaceMesh()
         width, height = layout.width, layout.height
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
@@ -115,37 +144,32 @@ class FaceFinder:
         self.detector_runs = 0
 
     def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
-        """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
         picture = self._picture(frame, view.view_from_frame, _INPUT_PX[view.reach])
         self.detector_runs += 1
         frame_from_view = inverse_affine(view.view_from_frame)
-        return [_moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
+        return [moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
 
     def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
-        """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
         half = size_px * _AROUND / 2
         box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
         found = self.search(frame, _view(box, "full"))
-        return [d for d in found if _fits(d.box_px, centre_px, size_px)]
+        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
-    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
-        """The points of the face that was, or is expected, at `landmarks_px`."""
-        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px))
+    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
+        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px)), False
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        """Put the mesh on a proposal, and look closely."""
         landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
         first = self.look(frame, landmarks_px)
         if max(first.score, first.agreement) < _HOPELESS:
             return first
         # The mesh frames a face better than a detector does, except in profile, where it drifts off.
-        second = self.look(frame, self.follow(frame, landmarks_px))
+        second = self.look(frame, self._fit_mesh(frame, roi_from_landmarks(landmarks_px)))
         return max(second, first, key=lambda s: s.score + s.agreement)
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        """Check points in upright close-ups."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        seen: dict[Reach, Detection | None] = {}
+        seen: dict[str, Detection | None] = {}
         for view in _close_ups(landmarks_px):
             found = self.search(frame, view, _CLOSE_UP_SCORE)
             near = (d for d in found if np.linalg.norm(box_centre(d.box_px) - middle) < size / 2)
@@ -179,7 +203,7 @@ def box_size(box: Box) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def _fits(box: Box, centre_px: F64, size_px: float) -> bool:
+def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
     """True where a detector's box may be of the face that is expected."""
     ratio = box_size(box) / size_px
     return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
@@ -226,7 +250,7 @@ def _close_ups(landmarks_px: F32) -> list[View]:
     return views
 
 
-def _view(box: Box, reach: Reach) -> View:
+def _view(box: Box, reach: str) -> View:
     """The view that shows a rectangle of the frame as large as it fits, in the middle."""
     size = _INPUT_PX[reach]
     zoom = size / box_size(box)
@@ -247,11 +271,11 @@ def _starts(length: int) -> list[float]:
     return [slack / 2] if count == 1 else [slack * i / (count - 1) for i in range(count)]
 
 
-def _moved(detection: Detection, target_from_source: F64) -> Detection:
+def moved(detection: Detection, target_from_source: F64) -> Detection:
     """A detection through a similarity. Its box stays upright."""
     scale = math.sqrt(abs(float(np.linalg.det(target_from_source[:, :2]))))
     points = np.vstack([box_centre(detection.box_px), detection.keypoints_px]).astype(np.float32)
-    moved = transform_points(target_from_source, points)
+    placed = transform_points(target_from_source, points)
     half = scale * box_size(detection.box_px) / 2
-    x, y = float(moved[0, 0]), float(moved[0, 1])
-    return Detection((x - half, y - half, x + half, y + half), moved[1:], detection.score)
+    x, y = float(placed[0, 0]), float(placed[0, 1])
+    return Detection((x - half, y - half, x + half, y + half), placed[1:], detection.score, detection.kinds)

@@ -9,7 +9,7 @@ import numpy as np
 from unmask.models.geometry import canonical_crop
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import FaceFinder
+from unmask.stream.face_finder import MediaPipeFinder
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
 from unmask.stream.stage import Context
 from unmask.stream.stages.track import Track
@@ -40,7 +40,7 @@ def crop_of_portrait(rgb: U8) -> F64 | None:
     padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
     layout = Layout(padded.shape[1], padded.shape[0], "rgb24")
     frame = Frame(0, 0, Fraction(1), layout, padded.reshape(-1), 0)
-    finder = FaceFinder(layout, Canvas(layout))
+    finder = MediaPipeFinder(layout, Canvas(layout))
     height, width = rgb.shape[:2]
     whole = (float(pad), float(pad), float(pad + width), float(pad + height))
     proposals = [Detection(whole, _USUAL * (width, height) + np.float32(pad), 0.0)]

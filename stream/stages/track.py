@@ -1,18 +1,22 @@
 """The stage that finds the faces of each frame, tells who is who, and places their canonical crops."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import Box, FaceFinder, Sighting, View, box_centre, box_size, points_box
+from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
-from unmask.stream.frame import Face, Frame
+from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
+
+Tracker = Literal["unmask", "mediapipe"]
+DEFAULT_TRACKER: Final[Tracker] = "mediapipe"
 
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
@@ -50,6 +54,11 @@ _FITS_PER_FRAME: Final = 1
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
+FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
+    "unmask": MaskedFinder,
+    "mediapipe": MediaPipeFinder,
+}
+
 
 class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
@@ -61,17 +70,19 @@ class Track(Stage):
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
         detect_every: frames between searches while all known faces are in sight.
+        tracker: whose networks find the faces.
     """
 
     name: ClassVar[str] = "track"
 
-    def __init__(self, max_faces: int = 8, detect_every: int = 10) -> None:
+    def __init__(self, max_faces: int = 8, detect_every: int = 10, tracker: Tracker = DEFAULT_TRACKER) -> None:
         self._max_faces = max_faces
+        self._tracker = tracker
         self._detect_every = detect_every
 
     def open(self, context: Context) -> None:
         canvas = Canvas(context.layout)
-        self._finder = FaceFinder(context.layout, canvas)
+        self._finder = FINDERS[self._tracker](context.layout, canvas)
         self._is_cut = SceneCuts(canvas)
         self._limit = min(self._max_faces, context.max_faces)
         self._tracks: list[FaceTrack] = []
@@ -116,8 +127,8 @@ class Track(Stage):
             if look:
                 self._find_again(track, frame)
             return
-        landmarks_px = self._finder.follow(frame, track.predicted_px)
-        if not (look or track.doubtful or track.jumps_to(landmarks_px)):
+        landmarks_px, doubt = self._finder.follow(frame, track.predicted_px)
+        if not (look or doubt or track.doubtful or track.jumps_to(landmarks_px)):
             track.advance(landmarks_px, frame.pts_seconds)
             return
         sighting = self._finder.look(frame, landmarks_px)
