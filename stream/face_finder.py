@@ -112,7 +112,7 @@ class Finder(Protocol):
         ...
 
     def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
-        """The points of the face that was, or is expected, at `landmarks_px`, and whether a close look should follow."""
+        """The points of the face that was, or is expected, at `landmarks_px`; and whether they deserve a close look."""
         ...
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:

@@ -39,6 +39,19 @@ _UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+class TrackerName(StrEnum):
+    """The trackers of `unmask.stream.stages.track`, which is slow to import."""
+
+    UNMASK = "unmask"
+    MEDIAPIPE = "mediapipe"
+
+
+class Drawn(StrEnum):
+    """What `--draw` can draw."""
+
+    TRACKS = "tracks"
+
+
 class CodecName(StrEnum):
     """The codecs of `unmask.stream.encoders`, which is slow to import."""
 
@@ -68,6 +81,9 @@ _Output = Annotated[
 _Device = Annotated[str, typer.Option(callback=_device, metavar="auto|cpu|cuda[:N]", help="Where the networks run.")]
 _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
+]
+_Tracker = Annotated[
+    TrackerName, typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
@@ -105,6 +121,10 @@ def video(
     max_faces: _MaxFaces = 8,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
+    tracker: _Tracker = TrackerName.MEDIAPIPE,
+    draw: Annotated[
+        Drawn | None, typer.Option(metavar="tracks", help="Draw what the tracker finds, and leave the masks on.")
+    ] = None,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -122,10 +142,11 @@ def video(
     choose(device)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces),
+        Settings(device, max_faces, tracker.value),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=device.startswith("cuda")),
         processes=processes,
         overwrite=overwrite,
+        draw_tracks=draw is Drawn.TRACKS,
     )
     cancel, display = Cancel(), choose_display(quiet=quiet)
 
@@ -150,6 +171,7 @@ def image(
     ] = None,
     device: _Device = "auto",
     max_faces: _MaxFaces = 8,
+    tracker: _Tracker = TrackerName.MEDIAPIPE,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -163,7 +185,7 @@ def image(
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    with PictureDesk(Settings(device, max_faces), overwrite=overwrite, notice=display.notice) as desk:
+    with PictureDesk(Settings(device, max_faces, tracker.value), overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
             return desk.unmask(job, masks.get(job))
