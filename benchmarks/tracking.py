@@ -211,7 +211,7 @@ def measure_points(crops: Path, textures: Path, count: int) -> dict[str, dict[st
         for tracker, finder in finders.items():
             points = start
             for _ in range(3):
-                points, _ = finder.follow(frame, points)
+                points = finder.follow(frame, points)
             away = np.linalg.norm((points - truth)[:, :2], axis=1) / eyes
             row = figures[tracker]
             row["all points"].append(float(away.mean()))

@@ -7,6 +7,7 @@ full-range one of where it is, above all in profile.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -111,8 +112,8 @@ class Finder(Protocol):
         """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
         ...
 
-    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
-        """The points of the face that was, or is expected, at `landmarks_px`; and whether they deserve a close look."""
+    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
+        """The points of the face that was, or is expected, at `landmarks_px`."""
         ...
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
@@ -124,39 +125,28 @@ class Finder(Protocol):
         ...
 
 
-class MediaPipeFinder:
-    """A `Finder` on MediaPipe's networks.
+class MeshFinder(ABC):
+    """A `Finder` whose points are those of MediaPipe's mesh. Subclasses set the views, search, and judge what they see.
 
     Args:
-        layout: of every frame.
         canvas: reads the frames.
     """
 
-    def __init__(self, layout: Layout, canvas: Canvas) -> None:
+    overviews: list[View]
+    tiles: list[View]
+    margins: list[View]
+
+    def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
         self._mesh = FaceMesh()
-        width, height = layout.width, layout.height
-        around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
-        self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
-        self.margins = [_view(around, reach) for reach in _INPUT_PX]
-        self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
         self.detector_runs = 0
 
-    def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
-        picture = self._picture(frame, view.view_from_frame, _INPUT_PX[view.reach])
-        self.detector_runs += 1
-        frame_from_view = inverse_affine(view.view_from_frame)
-        return [moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
+    @abstractmethod
+    def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
+        """As `Finder.look`."""
 
-    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
-        half = size_px * _AROUND / 2
-        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
-        found = self.search(frame, _view(box, "full"))
-        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
-
-    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
-        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px)), False
+    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
+        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
         landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
@@ -164,8 +154,49 @@ class MediaPipeFinder:
         if max(first.score, first.agreement) < _HOPELESS:
             return first
         # The mesh frames a face better than a detector does, except in profile, where it drifts off.
-        second = self.look(frame, self._fit_mesh(frame, roi_from_landmarks(landmarks_px)))
+        second = self.look(frame, self.follow(frame, landmarks_px))
         return max(second, first, key=lambda s: s.score + s.agreement)
+
+    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
+        points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
+        return points_to_frame(points, roi)
+
+    def picture(self, frame: Frame, view_from_frame: F64, size: tuple[int, int]) -> U8:
+        """A view of the frame: (height, width, 3) uint8 RGB."""
+        picture = np.empty((*size, 3), np.uint8)
+        self._canvas.crop(frame, view_from_frame, picture)
+        return picture
+
+
+class MediaPipeFinder(MeshFinder):
+    """A `Finder` on MediaPipe's networks alone.
+
+    Args:
+        layout: of every frame.
+        canvas: reads the frames.
+    """
+
+    def __init__(self, layout: Layout, canvas: Canvas) -> None:
+        super().__init__(canvas)
+        self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
+        width, height = layout.width, layout.height
+        around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
+        self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
+        self.margins = [_view(around, reach) for reach in _INPUT_PX]
+        self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
+
+    def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
+        size = _INPUT_PX[view.reach]
+        self.detector_runs += 1
+        found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, (size, size)), min_score)
+        frame_from_view = inverse_affine(view.view_from_frame)
+        return [moved(face, frame_from_view) for face in found]
+
+    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
+        half = size_px * _AROUND / 2
+        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
+        found = self.search(frame, _view(box, "full"))
+        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
@@ -175,16 +206,7 @@ class MediaPipeFinder:
             near = (d for d in found if np.linalg.norm(box_centre(d.box_px) - middle) < size / 2)
             seen[view.reach] = next(near, None)
         evidence = _evidence(landmarks_px, seen["short"], seen["full"])
-        return Sighting(landmarks_px, _probability(_SCORE, evidence), _probability(_AGREEMENT, evidence))
-
-    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
-        points, _ = self._mesh(self._picture(frame, roi, MESH_SIZE))
-        return points_to_frame(points, roi)
-
-    def _picture(self, frame: Frame, view_from_frame: F64, size: int) -> U8:
-        picture = np.empty((size, size, 3), np.uint8)
-        self._canvas.crop(frame, view_from_frame, picture)
-        return picture
+        return Sighting(landmarks_px, probability(_SCORE, evidence), probability(_AGREEMENT, evidence))
 
 
 def points_box(landmarks_px: F32) -> Box:
@@ -211,31 +233,41 @@ def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
 
 def _evidence(landmarks_px: F32, short: Detection | None, full: Detection | None) -> F64:
     """The inputs of `_SCORE` and `_AGREEMENT`."""
-    eye_error = size_error = 1.0
-    if full is not None:
-        ratio = box_size(full.box_px) / max(box_size(points_box(landmarks_px)), 1e-6)
-        size_error = min(abs(math.log(ratio / _DETECTOR_BOX)), 1.0)
-        eye_error = min(_eye_error(landmarks_px, full), 1.0)
-    return np.array([1.0, _log_odds(short), _log_odds(full), eye_error, size_error])
+    errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
+    return np.array([1.0, log_odds(short), log_odds(full), *errors])
 
 
-def _probability(weights: F64, evidence: F64) -> float:
+def probability(weights: F64, evidence: F64) -> float:
+    """Of a logistic regression."""
     return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
 
 
-def _log_odds(seen: Detection | None) -> float:
-    probability = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
-    return math.log(probability / (1 - probability))
+def log_odds(seen: Detection | None) -> float:
+    """Of a detection's score, within what a thousand looks could tell."""
+    score = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
+    return math.log(score / (1 - score))
 
 
-def _eye_error(landmarks_px: F32, seen: Detection) -> float:
-    """Mean distance of the eyes of mesh and detector, in distances of the outer eye corners."""
+def size_error(landmarks_px: F32, seen: Detection | None, usual: float) -> float:
+    """How far points and detection differ in size, as a logarithm, 1 at most and where nothing was seen; `usual` is the
+    usual size of the detector's box, in sizes of the mesh's."""
+    if seen is None:
+        return 1.0
+    ratio = box_size(seen.box_px) / max(box_size(points_box(landmarks_px)), 1e-6)
+    return min(abs(math.log(ratio / usual)), 1.0)
+
+
+def eye_error(landmarks_px: F32, seen: Detection | None) -> float:
+    """Mean distance of the eyes of points and detection, in distances of the outer eye corners; 1 at most and where
+    nothing was seen."""
+    if seen is None:
+        return 1.0
     right, left = landmarks_px[RIGHT_EYE_OUTER], landmarks_px[LEFT_EYE_OUTER]
     eyes = np.stack(
         [landmarks_px[[RIGHT_EYE_OUTER, 133], :2].mean(axis=0), landmarks_px[[LEFT_EYE_OUTER, 362], :2].mean(axis=0)]
     )
     apart = np.linalg.norm(seen.keypoints_px[:2] - eyes, axis=1).mean()
-    return float(apart / max(float(np.linalg.norm(right - left)), 1e-6))
+    return min(float(apart / max(float(np.linalg.norm(right - left)), 1e-6)), 1.0)
 
 
 def _close_ups(landmarks_px: F32) -> list[View]:

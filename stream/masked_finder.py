@@ -1,30 +1,38 @@
-"""Finding faces in a frame with this project's own networks, which know masks.
+"""Finding faces in a frame with this project's own detector, which knows masks; MediaPipe's mesh gives the points.
 
-One detector searches the frame, its parts, and close-ups; one landmarker gives the points, and says at every step
-whether it still sees a face. So a face that is followed costs one small network a frame, and a close look is taken
-when that network doubts.
+One look at the whole frame finds most faces at once, masked or not. What it proposes is looked at a second time,
+upright and closely, with the same detector.
 """
 
-import math
 from typing import Final
 
 import numpy as np
 
-from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, roi_from_detection, roi_from_landmarks
-from unmask.models.rows import LANDMARKER_SIZE
+from unmask.models.masked_faces import MaskedFaceDetector
+from unmask.models.mediapipe import MESH_SIZE, Detection, roi_from_landmarks
 from unmask.stream.canvas import Canvas, inverse_affine
-from unmask.stream.face_finder import Box, Sighting, View, box_centre, box_size, is_about, moved, points_box
-from unmask.stream.frame import F32, F64, U8, Frame, Layout
+from unmask.stream.face_finder import (
+    Box,
+    MeshFinder,
+    Sighting,
+    View,
+    box_centre,
+    box_size,
+    eye_error,
+    is_about,
+    log_odds,
+    moved,
+    points_box,
+    probability,
+    size_error,
+)
+from unmask.stream.frame import F32, F64, Frame, Layout
 
 _SHAPES: Final = {"wide": (384, 640), "tall": (640, 384), "square": (480, 480), "close": (160, 160)}
 """Height and width of the pictures that the detector sees, in px."""
 
 _PROPOSAL_SCORE: Final = 0.25
-_CLOSE_UP_SCORE: Final = 0.1
-_HOPELESS: Final = 0.2
-_DOUBT: Final = 0.7
-"""Below this the landmarker is not sure that it still sees the face."""
+_CLOSE_UP_SCORE: Final = 0.05
 
 _AROUND: Final = 4.0
 """Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""
@@ -37,13 +45,13 @@ _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
-# Logistic regression over proposals in scenes with labelled boxes: bias; log odds of the landmarker; of the detector in
-# the close-up.
-_SCORE: Final = np.array([0.0, 0.5, 1.0])
+# Logistic regression over proposals in scenes with labelled boxes: bias; log odds of the detector in the close-up;
+# difference of mesh and detector in eyes and in size.
+_SCORE: Final = np.array([2.0, 1.5, -1.0, -2.0])
 
 
-class MaskedFinder:
-    """A `unmask.stream.face_finder.Finder` on this project's networks.
+class MaskedFinder(MeshFinder):
+    """A `unmask.stream.face_finder.Finder` on this project's detector.
 
     Args:
         layout: of every frame.
@@ -51,24 +59,23 @@ class MaskedFinder:
     """
 
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
-        self._canvas = canvas
+        super().__init__(canvas)
         self._detectors: dict[str, MaskedFaceDetector] = {}
-        self._landmarker = FaceLandmarker()
         width, height = layout.width, layout.height
-        whole = (0.0, 0.0, float(width), float(height))
-        self.overviews = [_view(whole, _shape_of(width, height))]
+        shape = _shape_of(width, height)
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
-        self.margins = [_view(around, _shape_of(width, height))]
-        self.tiles = [_view(tile, _shape_of(width, height)) for tile in _tiles(width, height)]
-        self.detector_runs = 0
+        self.overviews = [_view((0.0, 0.0, float(width), float(height)), shape)]
+        self.margins = [_view(around, shape)]
+        self.tiles = [_view(tile, shape) for tile in _tiles(width, height)]
 
     def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
+        size = _SHAPES[view.reach]
         if view.reach not in self._detectors:
-            self._detectors[view.reach] = MaskedFaceDetector(_SHAPES[view.reach])
-        picture = self._picture(frame, view.view_from_frame, _SHAPES[view.reach])
+            self._detectors[view.reach] = MaskedFaceDetector(size)
         self.detector_runs += 1
+        found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, size), min_score)
         frame_from_view = inverse_affine(view.view_from_frame)
-        return [moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
+        return [moved(face, frame_from_view) for face in found]
 
     def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
         half = size_px * _AROUND / 2
@@ -76,37 +83,13 @@ class MaskedFinder:
         found = self.search(frame, _view(box, "close"))
         return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
-    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
-        found, likely = self._points(frame, roi_from_landmarks(landmarks_px))
-        return found, likely < _DOUBT
-
-    def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        landmarks_px, likely = self._points(frame, roi_from_detection(proposal))
-        if likely < _HOPELESS:
-            return Sighting(landmarks_px, 0.0, 0.0)
-        return self.look(frame, landmarks_px)
-
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        landmarks_px, likely = self._points(frame, roi_from_landmarks(landmarks_px))
-        box = points_box(landmarks_px)
-        middle, size = box_centre(box), box_size(box)
+        middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         found = self.search(frame, _close_up(landmarks_px), _CLOSE_UP_SCORE)
-        near = (d for d in found if is_about(d.box_px, middle, size))
-        seen = max((d.score for d in near), default=0.0)
-        score = _probability(_SCORE, np.array([1.0, _log_odds(likely), _log_odds(seen)]))
+        seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
+        evidence = [1.0, log_odds(seen), eye_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)]
+        score = probability(_SCORE, np.array(evidence))
         return Sighting(landmarks_px, score, score)
-
-    def _points(self, frame: Frame, roi: F64) -> tuple[F32, float]:
-        """Points in px of the frame, from the region where MediaPipe's mesh would look; and how likely a face is."""
-        roi = roi * (LANDMARKER_SIZE / MESH_SIZE)
-        picture = self._picture(frame, roi, (LANDMARKER_SIZE, LANDMARKER_SIZE))
-        points, likely = self._landmarker(picture)
-        return points_to_frame(points, roi), likely
-
-    def _picture(self, frame: Frame, view_from_frame: F64, size: tuple[int, int]) -> U8:
-        picture = np.empty((*size, 3), np.uint8)
-        self._canvas.crop(frame, view_from_frame, picture)
-        return picture
 
 
 def _shape_of(width: int, height: int) -> str:
@@ -140,12 +123,3 @@ def _tiles(width: int, height: int) -> list[Box]:
         return []
     w, h = _TILE_SHARE * width, _TILE_SHARE * height
     return [(x, y, x + w, y + h) for y in (0.0, height - h) for x in (0.0, width - w)]
-
-
-def _probability(weights: F64, evidence: F64) -> float:
-    return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
-
-
-def _log_odds(probability: float) -> float:
-    clipped = min(max(probability, 1e-3), 1 - 1e-3)
-    return math.log(clipped / (1 - clipped))

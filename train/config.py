@@ -54,6 +54,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tracker: folder written by `unmask data tracker` (detector, landmarker).
         perceptual_weights: file with VGG-16 weights up to relu3_3 (keys `features.N.weight`), for the perceptual loss.
         start: safetensors file to start from; empty for random weights.
+        encoder: safetensors file of a segmenter whose first layers are to start from (landmarker); empty for none.
         seed: of weights and data.
         ema: decay of the averaged weights, which are what is validated and exported.
         checkpoint_minutes: how often the state is saved.
@@ -67,6 +68,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tracker: str = ""
     perceptual_weights: str = ""
     start: str = ""
+    encoder: str = ""
     seed: int = 0
     ema: float = 0.999
     checkpoint_minutes: float = 4.0

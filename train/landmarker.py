@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,9 @@ from unmask.train.views import as_filmed
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+_ENCODER: Final = frozenset({"stem", "down1", "enc1", "down2", "enc2", "down3"})
+"""The layers that the landmarker shares with the segmenter."""
 
 _REAL_SHARE: Final = 0.15
 _REAL_WEIGHT: Final = 0.3
@@ -173,6 +177,10 @@ class LandmarkerTrainer(Trainer[Batch]):
         torch.manual_seed(recipe.seed)
         model = channels_last(Landmarker())
         self.data = TrackerData.open(Path(recipe.tracker))
+        if recipe.encoder:
+            encoder = load_file(recipe.encoder)
+            known = model.state_dict()
+            model.load_state_dict(known | {k: v.float() for k, v in encoder.items() if k.split(".")[0] in _ENCODER})
         if not recipe.start:  # begin with the mean face
             mean = np.mean([_normalised(_crop(p, None), p) for p in self.data.points[::97]], axis=0)
             model.shape.bias.data.copy_(torch.from_numpy(mean.reshape(-1)))

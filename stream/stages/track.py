@@ -127,8 +127,8 @@ class Track(Stage):
             if look:
                 self._find_again(track, frame)
             return
-        landmarks_px, doubt = self._finder.follow(frame, track.predicted_px)
-        if not (look or doubt or track.doubtful or track.jumps_to(landmarks_px)):
+        landmarks_px = self._finder.follow(frame, track.predicted_px)
+        if not (look or track.doubtful or track.jumps_to(landmarks_px)):
             track.advance(landmarks_px, frame.pts_seconds)
             return
         sighting = self._finder.look(frame, landmarks_px)

@@ -1,0 +1,205 @@
+"""The detector and the landmarker: data, training, export, and what the shipped weights find."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from faces import Portrait
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.errors import UserError
+from unmask.models.engine import compile_for_cpu, weights_file
+from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
+from unmask.models.mediapipe import Detection
+from unmask.models.rows import KINDS, STRIDES, cell_centres
+from unmask.models.runtime import example_inputs, load_runtime
+from unmask.train import detector, landmarker
+from unmask.train.config import Phase, Recipe
+from unmask.train.data import FaceCrops, is_validation, prepare_crops
+from unmask.train.tracker_data import BARE, MASKED, TrackerData, box_of, is_validation_scene, overlap
+
+WIDE = (384, 640)
+"""Height and width of a picture for the detector."""
+
+
+@pytest.fixture(scope="module")
+def crops(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of four variants of the portrait, one of them for validation."""
+    folder, out = tmp_path_factory.mktemp("faces"), tmp_path_factory.mktemp("crops")
+    for number in range(4):
+        picture = cv2.convertScaleAbs(portrait.bare, alpha=1.0 - 0.1 * number)
+        split = next(s for s in range(10_000) if is_validation(f"{number}-{s}.png") == (number < 1))
+        cv2.imwrite(str(folder / f"{number}-{split}.png"), picture[..., ::-1])
+    prepare_crops([folder], out, lambda done, total: None)
+    return out
+
+
+def template(folder: Path) -> Path:
+    """A folder with one mask picture."""
+    folder.mkdir()
+    cv2.imwrite(str(folder / "blue.png"), np.full((100, 200, 4), (200, 150, 100, 255), np.uint8))
+    points = {"a": "10,20", "b": "100,5", "c": "190,20", "d": "20,70", "e": "100,95", "f": "180,70"}
+    lines = ["[blue]", "template: blue.png", *(f"mask_{name}: {at}" for name, at in points.items())]
+    (folder / "masks.cfg").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(crops: Path, portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `unmask data tracker` makes of the crops, a labelled scene and a still, all of the portrait."""
+    folder = tmp_path_factory.mktemp("tracker")
+    scenes, stills = folder / "scenes", folder / "incorrect"
+    scenes.mkdir()
+    stills.mkdir()
+    names = [next(f"{n}.png" for n in range(100) if is_validation_scene(f"{n}.png") == kept) for kept in (False, True)]
+    with (scenes / "boxes.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "label", "x0", "y0", "x1", "y1"])
+        for name in names:
+            cv2.imwrite(str(scenes / name), portrait.masked[..., ::-1])
+            rows.writerow([name, "with_mask", *np.round(box_of(portrait.landmarks)).astype(int)])
+    cv2.imwrite(str(stills / "still.png"), portrait.masked[..., ::-1])
+    out = folder / "data"
+    command = ["data", "tracker", str(crops), "--scenes", str(scenes), "--stills", str(stills), "-o", str(out)]
+    result = CliRunner().invoke(app, [*command, "--textures", str(template(folder / "textures")), "--variants", "4"])
+    assert result.exit_code == 0, result.output
+    assert "12 drawn faces and 2 real ones" in result.output
+    return out
+
+
+def test_data_for_the_tracker_leave_validation_out(data: Path, portrait: Portrait) -> None:
+    made = TrackerData.open(data)
+    assert made.faces.shape == (12, 160, 160, 3)
+    assert {BARE, MASKED} <= set(made.kinds.tolist())
+    scene, still = made.scenes
+    assert scene.kinds.tolist() == [MASKED]
+    assert KINDS[still.kinds[0]] == "worn wrongly"
+    assert overlap(still.boxes, box_of(portrait.landmarks)[None])[0, 0] > 0.6
+    eyes = portrait.landmarks[[33, 133], :2].mean(axis=0)
+    assert np.linalg.norm(scene.points[0, 0] - eyes) < 8, "the points of a labelled face are found"
+
+
+def test_scenes_without_boxes_are_a_mistake(crops: Path, tmp_path: Path) -> None:
+    command = ["data", "tracker", str(crops), "--scenes", str(tmp_path), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--textures", str(template(tmp_path / "t")), "--variants", "1"])
+    assert isinstance(result.exception, UserError)
+    assert "boxes.csv" in str(result.exception)
+    with pytest.raises(UserError, match="unmask data tracker"):
+        TrackerData.open(tmp_path)
+
+
+def test_cells_are_given_to_the_faces_around_them() -> None:
+    boxes = np.array([(10, 10, 30, 34), (100, 60, 240, 220), (280, 280, 310, 318)], np.float32)
+    points = np.full((3, 5, 2), np.nan, np.float32)
+    picture = detector.Picture(np.zeros((320, 320, 3), np.uint8), boxes, np.array([0, 2, -1]), points)
+    centres = cell_centres(320, 320)
+    sides = np.concatenate([np.full((320 // s) ** 2, s) for s in STRIDES])
+    face, which = detector.assign(picture, centres, sides)
+    for number, stride in ((0, 8), (1, 32)):
+        box, mine = boxes[number], (face == 1) & (which == number)
+        assert mine.any()
+        assert set(sides[mine].tolist()) == {stride}
+        assert ((centres[mine] > box[:2]) & (centres[mine] < box[2:])).all()
+    inside = ((centres > boxes[2, :2]) & (centres < boxes[2, 2:])).all(axis=1)
+    assert (face[inside] == -1).all(), "a face that is not to be learnt is left in peace"
+    assert (face[:40] == 0).all(), "nothing is to be found at the upper border"
+
+
+def test_mirrored_points_change_places_in_pairs(crops: Path) -> None:
+    order = landmarker.mirrored_order(FaceCrops.open(crops).points)
+    np.testing.assert_array_equal(order[order], np.arange(468))
+    assert (order[33], order[61], order[1]) == (263, 291, 1)
+
+
+def recipe(crops: Path, data: Path, out: Path, size: int) -> Recipe:
+    textures = data.parent / "textures"
+    phases = (Phase(steps=3, size=size, batch=2), Phase(steps=2, size=size, batch=2))
+    return Recipe(
+        crops=str(crops), tracker=str(data), textures=str(textures), out=str(out), phases=phases, checkpoint_minutes=0
+    )
+
+
+@pytest.mark.parametrize(("network", "size"), [("detector", 128), ("landmarker", 128)])
+def test_both_train_resume_and_ship(network: str, size: int, crops: Path, data: Path, tmp_path: Path) -> None:
+    train = {"detector": detector.train, "landmarker": landmarker.train}[network]
+    whole, part = (recipe(crops, data, tmp_path / name, size) for name in ("whole", "part"))
+    train(whole)
+    first = Recipe(
+        **{name: getattr(part, name) for name in ("crops", "tracker", "textures", "out")}, phases=part.phases[:1]
+    )
+    train(first)
+    train(part)  # goes on after the first phase
+    straight, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "part"))
+    assert straight["done"] == resumed["done"] == 5
+    for name, value in straight["model"].items():
+        torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
+    last = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])
+    assert any(name.startswith("validation") for name in last)
+    command = ["export", network, str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / f"{network}.onnx").stat().st_size < 1.5e6
+
+
+@pytest.mark.parametrize(("network", "size"), [("detector", WIDE), ("detector", (480, 480)), ("landmarker", None)])
+def test_openvino_agrees_with_pytorch(network: str, size: tuple[int, int] | None) -> None:
+    runtime = load_runtime(network, weights_file(f"{network}.safetensors"))
+    torch.manual_seed(0)
+    picture = example_inputs(runtime, 1)[0] if size is None else torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = runtime(picture).numpy()
+    model = compile_for_cpu(f"{network}.onnx", "f32", 1, size)
+    found = model.create_infer_request().infer([picture.numpy()])[0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def on_canvas(rgb: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The portrait on a grey picture for the detector, and the map that placed it."""
+    place = np.array([[scale, 0, 320 - 268 * scale], [0, scale, 190 - 245 * scale]])
+    return cv2.warpAffine(rgb, place, WIDE[::-1], flags=cv2.INTER_AREA, borderValue=(110, 110, 110)), place
+
+
+def best(found: list[Detection]) -> Detection:
+    assert found, "no face was found"
+    return found[0]
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_shipped_detector_finds_faces_and_sees_their_masks(portrait: Portrait, masked: bool, scale: float) -> None:
+    picture, place = on_canvas(portrait.masked if masked else portrait.bare, scale)
+    found = best(MaskedFaceDetector(WIDE)(picture, 0.4))
+    truth = portrait.landmarks[:, :2] @ place[:, :2].T + place[:, 2]
+    box = np.concatenate([truth.min(axis=0), truth.max(axis=0)])[None].astype(np.float32)
+    assert overlap(np.array([found.box_px], np.float32), box)[0, 0] > 0.6
+    eye = truth[[33, 133]].mean(axis=0)
+    assert np.linalg.norm(found.keypoints_px[0] - eye) < 0.15 * (box[0, 2] - box[0, 0])
+    assert KINDS[int(np.argmax(found.kinds))] == ("masked" if masked else "bare")
+
+
+def test_the_shipped_detector_finds_nothing_in_nothing() -> None:
+    y, x = np.mgrid[: WIDE[0], : WIDE[1]]
+    for grey in (np.full_like(x, 128), x * 255 // WIDE[1], 255 * ((x // 32 + y // 32) % 2)):
+        picture = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+        assert MaskedFaceDetector(WIDE)(picture, 0.4) == []
+
+
+def test_the_shipped_landmarker_knows_what_the_mask_hides(portrait: Portrait) -> None:
+    from unmask.models.mediapipe import MESH_SIZE, points_to_frame, roi_from_landmarks
+
+    roi = roi_from_landmarks(portrait.landmarks) * (128 / MESH_SIZE)
+    network = FaceLandmarker()
+    eyes = np.linalg.norm(portrait.landmarks[33, :2] - portrait.landmarks[263, :2])
+    for rgb, limit in ((portrait.bare, 0.06), (portrait.masked, 0.07)):
+        points, likely = network(np.asarray(cv2.warpAffine(rgb, roi, (128, 128)), np.uint8))
+        away = np.linalg.norm((points_to_frame(points, roi) - portrait.landmarks)[:, :2], axis=1)
+        assert away.mean() < limit * eyes
+        assert likely > 0.9
+    _, likely = network(np.full((128, 128, 3), 128, np.uint8))
+    assert likely < 0.5
