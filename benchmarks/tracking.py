@@ -36,7 +36,8 @@ from unmask.stream.canvas import Canvas
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.stage import Context
-from unmask.stream.stages.track import FINDERS, Track, Tracker
+from unmask.stream.stages.track import FINDERS, Track
+from unmask.stream.trackers import Tracker
 from unmask.train.data import FaceCrops, augment, read_rgb
 from unmask.train.detector import Picture, paste_faces
 from unmask.train.materials import load_templates
@@ -53,7 +54,7 @@ from unmask.train.tracker_data import (
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-TRACKERS: Final[tuple[Tracker, ...]] = ("mediapipe", "unmask")
+TRACKERS: Final = (Tracker.MEDIAPIPE, Tracker.UNMASK)
 CLASSES: Final = ((120.0, 1e9), (64.0, 120.0), (32.0, 64.0))
 FOUND: Final = 0.4
 MAX_FACES: Final = 64

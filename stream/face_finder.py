@@ -8,7 +8,7 @@ full-range one of where it is, above all in profile.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -89,47 +89,17 @@ class Sighting(NamedTuple):
     agreement: float
 
 
-class Finder(Protocol):
-    """Looks for faces in frames, and follows them from frame to frame.
+class Finder(ABC):
+    """Looks for faces in frames, and follows them from frame to frame with MediaPipe's mesh. Subclasses have detectors.
+
+    Args:
+        canvas: reads the frames.
 
     Attributes:
         overviews: views of the whole frame.
         tiles: views of its parts, for small faces; none where the frame is small.
         margins: views of more than the whole frame, for faces that it cuts off.
         detector_runs: how often a detector has run.
-    """
-
-    overviews: list[View]
-    tiles: list[View]
-    margins: list[View]
-    detector_runs: int
-
-    def search(self, frame: Frame, view: View) -> list[Detection]:
-        """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
-        ...
-
-    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
-        """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
-        ...
-
-    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
-        """The points of the face that was, or is expected, at `landmarks_px`."""
-        ...
-
-    def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        """Put points on a proposal, and look closely."""
-        ...
-
-    def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        """Check points in an upright close-up."""
-        ...
-
-
-class MeshFinder(ABC):
-    """A `Finder` whose points are those of MediaPipe's mesh. Subclasses set the views, search, and judge what they see.
-
-    Args:
-        canvas: reads the frames.
     """
 
     overviews: list[View]
@@ -142,13 +112,23 @@ class MeshFinder(ABC):
         self.detector_runs = 0
 
     @abstractmethod
+    def search(self, frame: Frame, view: View) -> list[Detection]:
+        """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
+
+    @abstractmethod
+    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
+        """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
+
+    @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        """As `Finder.look`."""
+        """Check points in upright close-ups."""
 
     def follow(self, frame: Frame, landmarks_px: F32) -> F32:
+        """The points of the face that was, or is expected, at `landmarks_px`."""
         return self._fit_mesh(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
+        """Put the mesh on a proposal, and look closely."""
         landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
         first = self.look(frame, landmarks_px)
         if max(first.score, first.agreement) < _HOPELESS:
@@ -168,7 +148,7 @@ class MeshFinder(ABC):
         return picture
 
 
-class MediaPipeFinder(MeshFinder):
+class MediaPipeFinder(Finder):
     """A `Finder` on MediaPipe's networks alone.
 
     Args:

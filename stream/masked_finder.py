@@ -13,7 +13,7 @@ from unmask.models.mediapipe import MESH_SIZE, Detection, roi_from_landmarks
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
     Box,
-    MeshFinder,
+    Finder,
     Sighting,
     View,
     box_centre,
@@ -50,7 +50,7 @@ _TILE_SHARE: Final = 0.6
 _SCORE: Final = np.array([2.0, 1.5, -1.0, -2.0])
 
 
-class MaskedFinder(MeshFinder):
+class MaskedFinder(Finder):
     """A `unmask.stream.face_finder.Finder` on this project's detector.
 
     Args:

@@ -12,7 +12,8 @@ from unmask.stream.stages.encode import Encode
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
-from unmask.stream.stages.track import DEFAULT_TRACKER, Track, Tracker
+from unmask.stream.stages.track import Track
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Settings:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_faces: how many faces of a frame are processed at most, the largest first.
-        tracker: whose networks find the faces.
+        tracker: whose detector finds the faces.
     """
 
     device: str = "auto"

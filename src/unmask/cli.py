@@ -27,6 +27,7 @@ from unmask.stream.naming import (
     find_inputs,
     mask_targets,
 )
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
@@ -37,13 +38,6 @@ T = TypeVar("T", bound="VideoDone | PictureDone")
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class TrackerName(StrEnum):
-    """The trackers of `unmask.stream.stages.track`, which is slow to import."""
-
-    UNMASK = "unmask"
-    MEDIAPIPE = "mediapipe"
 
 
 class Drawn(StrEnum):
@@ -83,7 +77,7 @@ _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
 ]
 _Tracker = Annotated[
-    TrackerName, typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces.")
+    Tracker, typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose detector finds the faces.")
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
@@ -121,7 +115,7 @@ def video(
     max_faces: _MaxFaces = 8,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
-    tracker: _Tracker = TrackerName.MEDIAPIPE,
+    tracker: _Tracker = DEFAULT_TRACKER,
     draw: Annotated[
         Drawn | None, typer.Option(metavar="tracks", help="Draw what the tracker finds, and leave the masks on.")
     ] = None,
@@ -142,7 +136,7 @@ def video(
     choose(device)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, tracker.value),
+        Settings(device, max_faces, tracker),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=device.startswith("cuda")),
         processes=processes,
         overwrite=overwrite,
@@ -171,7 +165,7 @@ def image(
     ] = None,
     device: _Device = "auto",
     max_faces: _MaxFaces = 8,
-    tracker: _Tracker = TrackerName.MEDIAPIPE,
+    tracker: _Tracker = DEFAULT_TRACKER,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -185,7 +179,7 @@ def image(
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    with PictureDesk(Settings(device, max_faces, tracker.value), overwrite=overwrite, notice=display.notice) as desk:
+    with PictureDesk(Settings(device, max_faces, tracker), overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
             return desk.unmask(job, masks.get(job))

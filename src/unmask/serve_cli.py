@@ -13,6 +13,7 @@ import typer
 
 from unmask.errors import UserError
 from unmask.progress import say
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 if TYPE_CHECKING:
     from unmask.stream.server import Curve, Server
@@ -76,6 +77,9 @@ def serve(
     max_faces: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
+    tracker: Annotated[
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces.")
+    ] = DEFAULT_TRACKER,
     max_clients: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.")] = 32,
     max_size: Annotated[str, typer.Option(metavar="WxH", help="Largest picture, as a number of pixels.")] = _SIZE_HINT,
     credits: Annotated[
@@ -113,7 +117,7 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces),
+        settings=Settings(device, max_faces, tracker),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
-
-Tracker = Literal["unmask", "mediapipe"]
-DEFAULT_TRACKER: Final[Tracker] = "mediapipe"
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
@@ -55,8 +53,8 @@ _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
 FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
-    "unmask": MaskedFinder,
-    "mediapipe": MediaPipeFinder,
+    Tracker.UNMASK: MaskedFinder,
+    Tracker.MEDIAPIPE: MediaPipeFinder,
 }
 
 
@@ -70,7 +68,7 @@ class Track(Stage):
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
         detect_every: frames between searches while all known faces are in sight.
-        tracker: whose networks find the faces.
+        tracker: whose detector finds the faces.
     """
 
     name: ClassVar[str] = "track"
@@ -108,6 +106,7 @@ class Track(Stage):
 
     def summary(self) -> dict[str, Any]:
         return {
+            "tracker": str(self._tracker),
             "tracks": len(self._given),
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
