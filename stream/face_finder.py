@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Final, NamedTuple
 
+import cv2
 import numpy as np
 
 from unmask.models.geometry import transform_points
@@ -34,8 +35,12 @@ _INPUT_PX: Final[dict[str, int]] = {"full": 192, "short": 128}
 _CLOSE_UP_SHARE: Final[dict[str, float]] = {"full": 1 / 3, "short": 1 / 2}
 """Size of the face in a close-up: at 44 to 64 px both detectors find most masked faces."""
 
-_MESH_SHARE: Final = 2 / 3
+MESH_SHARE: Final = 2 / 3
 """Size of the face in the picture that the mesh sees."""
+
+_APPEARANCE_PX: Final = 48
+_APPEARANCE_SHARE: Final = 0.45
+"""Size of the face in the picture by which people are told apart."""
 
 _PROPOSAL_SCORE: Final = 0.15
 _CLOSE_UP_SCORE: Final = 0.05
@@ -136,6 +141,15 @@ class Finder(ABC):
         # The mesh frames a face better than a detector does, except in profile, where it drifts off.
         second = self.look(frame, self.follow(frame, landmarks_px))
         return max(second, first, key=lambda s: s.score + s.agreement)
+
+    def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
+        """What a head, with its hair and collar, has of each colour: (N,) float32 of unit length, to tell people apart
+        by its dot product."""
+        size = _APPEARANCE_PX
+        view = closer(roi_from_landmarks(landmarks_px), _APPEARANCE_SHARE / MESH_SHARE, size)
+        hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
+        histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
+        return np.sqrt(histogram / histogram.sum())
 
     def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
         points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
@@ -253,13 +267,15 @@ def eye_error(landmarks_px: F32, seen: Detection | None) -> float:
 def _close_ups(landmarks_px: F32) -> list[View]:
     """Views for both detectors in which the face is upright, in the middle, and of the size that suits them."""
     roi = roi_from_landmarks(landmarks_px)
-    views = []
-    for reach, size in _INPUT_PX.items():
-        zoom = _CLOSE_UP_SHARE[reach] / _MESH_SHARE * size / MESH_SIZE
-        view = zoom * roi
-        view[:, 2] += (size - zoom * MESH_SIZE) / 2
-        views.append(View(view, reach))
-    return views
+    return [View(closer(roi, _CLOSE_UP_SHARE[reach] / MESH_SHARE, size), reach) for reach, size in _INPUT_PX.items()]
+
+
+def closer(roi: F64, zoom: float, size: int) -> F64:
+    """The view of `size` px that shows the middle of the mesh's region, `zoom` times as close as the mesh sees it."""
+    zoom *= size / MESH_SIZE
+    view = zoom * roi
+    view[:, 2] += (size - zoom * MESH_SIZE) / 2
+    return view
 
 
 def _view(box: Box, reach: str) -> View:

@@ -9,15 +9,17 @@ from typing import Final
 import numpy as np
 
 from unmask.models.masked_faces import MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, Detection, roi_from_landmarks
+from unmask.models.mediapipe import Detection, roi_from_landmarks
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
+    MESH_SHARE,
     Box,
     Finder,
     Sighting,
     View,
     box_centre,
     box_size,
+    closer,
     eye_error,
     is_about,
     log_odds,
@@ -37,8 +39,8 @@ _CLOSE_UP_SCORE: Final = 0.05
 _AROUND: Final = 4.0
 """Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""
 
-_CLOSE_UP: Final = 2.4
-"""Side of a close-up, in sizes of the face."""
+_CLOSE_UP_SHARE: Final = 0.4
+"""Size of the face in a close-up."""
 
 _MARGIN: Final = 0.3
 _TILE_PX: Final = 640
@@ -85,7 +87,8 @@ class MaskedFinder(Finder):
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        found = self.search(frame, _close_up(landmarks_px), _CLOSE_UP_SCORE)
+        view = closer(roi_from_landmarks(landmarks_px), _CLOSE_UP_SHARE / MESH_SHARE, _SHAPES["close"][0])
+        found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
         seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
         evidence = [1.0, log_odds(seen), eye_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)]
         score = probability(_SCORE, np.array(evidence))
@@ -105,16 +108,6 @@ def _view(box: Box, shape: str) -> View:
     zoom = min(width / (box[2] - box[0]), height / (box[3] - box[1]))
     shift = np.array([width, height]) / 2 - zoom * box_centre(box)
     return View(np.array([[zoom, 0.0, shift[0]], [0.0, zoom, shift[1]]]), shape)
-
-
-def _close_up(landmarks_px: F32) -> View:
-    """A view in which the face is upright and in the middle."""
-    roi = roi_from_landmarks(landmarks_px)  # the face fills two thirds of it
-    size = _SHAPES["close"][0]
-    zoom = 1.5 / _CLOSE_UP * size / MESH_SIZE
-    view = zoom * roi
-    view[:, 2] += (size - zoom * MESH_SIZE) / 2
-    return View(view, "close")
 
 
 def _tiles(width: int, height: int) -> list[Box]:

@@ -259,3 +259,22 @@ def read_video(path: Path, count: int) -> Iterator[Frame]:
             frame = Frame(index, index, Fraction(1, FPS), layout, buffer, 0)
             frame.planes[0][...] = rgb
             yield frame
+
+
+def test_people_who_cross_keep_their_identities(portrait: Portrait) -> None:
+    """Two people in clothes and light of their own walk past each other, one behind the other."""
+    tinted = (portrait.masked * np.array([0.65, 0.9, 1.0])).astype(np.uint8)
+    camera = Camera()
+    for i in range(60):
+        behind, front = placed(140 + 6 * i, 240, 0.45), placed(500 - 6 * i, 250, 0.55)
+        camera.show(over(picture(portrait.masked, behind), tinted, front))
+    left, right = sorted(camera.frames[2].faces, key=lambda face: face.box_px[0])
+    last_left, last_right = sorted(camera.frames[-1].faces, key=lambda face: face.box_px[0])
+    assert (last_left.track_id, last_right.track_id) == (right.track_id, left.track_id)
+
+
+def over(canvas: U8, rgb: U8, place: F64) -> U8:
+    """Another head in front of what a picture shows."""
+    empty = picture(rgb)
+    shown = picture(rgb, place)
+    return np.where((shown != empty).any(axis=2, keepdims=True), shown, canvas).astype(np.uint8)

@@ -99,7 +99,7 @@ class Track(Stage):
         for position, track in enumerate(self._tracks):
             due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
             self._follow(track, frame, due)
-        self._forget(frame.pts_seconds)
+        self._forget(frame)
         self._search(frame)
         self._give(frame)
         return (frame,)
@@ -134,7 +134,7 @@ class Track(Stage):
         if track.belief(sighting) < _BELIEVED and track.trusted:
             sighting = self._look_around(track, frame, sighting)
         if track.belief(sighting) >= _enough(track):
-            self._found(track, sighting, frame.pts_seconds)
+            self._found(track, sighting, frame)
         else:
             track.miss()
 
@@ -143,7 +143,7 @@ class Track(Stage):
         nothing = Sighting(track.raw_px, 0.0, 0.0)
         sighting = self._look_around(track, frame, nothing)
         if track.belief(sighting) >= _enough(track):
-            self._found(track, sighting, frame.pts_seconds)
+            self._found(track, sighting, frame)
 
     def _look_around(self, track: FaceTrack, frame: Frame, sighting: Sighting) -> Sighting:
         """The better one of a sighting and of what a wider search finds near it."""
@@ -153,13 +153,15 @@ class Track(Stage):
             return sighting
         return max(sighting, self._finder.fit(frame, proposal), key=track.belief)
 
-    def _found(self, track: FaceTrack, sighting: Sighting, seconds: float) -> None:
+    def _found(self, track: FaceTrack, sighting: Sighting, frame: Frame) -> None:
         """Take a sighting for a known face, smoothly if it is about where it should be."""
         if track.misses > _MAX_MISSES or track.jumps_to(sighting.landmarks_px):
-            track.restart(sighting, seconds)
+            track.restart(sighting, frame.pts_seconds)
         else:
             track.confirm(sighting.score)
-            track.advance(sighting.landmarks_px, seconds)
+            track.advance(sighting.landmarks_px, frame.pts_seconds)
+        if self._is_free(points_box(track.raw_px), track):  # else it may be somebody else's face
+            track.looks_like(self._finder.appearance(frame, track.raw_px))
 
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
@@ -180,25 +182,32 @@ class Track(Stage):
         ]
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame.pts_seconds, trusted=first):
+            if not self._meet(sighting, frame, trusted=first):
                 self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
 
-    def _meet(self, sighting: Sighting, seconds: float, trusted: bool) -> bool:
+    def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
         box = points_box(sighting.landmarks_px)
         if not self._is_free(box):
             return False
-        for track in self._tracks:
-            is_near = track.misses > _MAX_MISSES and _near(points_box(track.raw_px), box, _LOST_REACH)
-            if is_near and track.belief(sighting) >= _enough(track):
-                track.restart(sighting, seconds)
-                return True
-        if sighting.score < (_FIRST_SCORE if trusted else _NEW_SCORE):
+        lost = [
+            track
+            for track in self._tracks
+            if track.misses > _MAX_MISSES
+            and _near(points_box(track.raw_px), box, _LOST_REACH)
+            and track.belief(sighting) >= _enough(track)
+        ]
+        if not lost and sighting.score < (_FIRST_SCORE if trusted else _NEW_SCORE):
             return False
-        self._tracks.append(FaceTrack(next(self._new_ids), sighting, seconds, trusted or sighting.score >= _SURE_SCORE))
+        looks = self._finder.appearance(frame, sighting.landmarks_px)
+        if lost:
+            max(lost, key=lambda track: float(track.appearance @ looks)).restart(sighting, frame.pts_seconds)
+            return True
+        trusted = trusted or sighting.score >= _SURE_SCORE
+        self._tracks.append(FaceTrack(next(self._new_ids), sighting, frame.pts_seconds, trusted, looks))
         return True
 
     def _is_new(self, box: Box) -> bool:
@@ -210,14 +219,23 @@ class Track(Stage):
         others = (track for track in self._tracks if track is not besides and track.misses <= _MAX_MISSES)
         return all(_overlap(points_box(track.raw_px), box) < _SAME_FACE for track in others)
 
-    def _forget(self, seconds: float) -> None:
-        """Drop the faces that are gone, and the later of two tracks that have come to follow one face."""
+    def _forget(self, frame: Frame) -> None:
+        """Drop the faces that are gone. Of two tracks that have come to follow one face, it belongs to the one that
+        looks like it; the other is lost, or dropped if it was not known well."""
         kept: list[FaceTrack] = []
         for track in self._tracks:
-            box = points_box(track.raw_px)
-            gone = (track.misses > 0 and not track.trusted) or seconds - track.seen_seconds > _FORGET_SECONDS
-            if not gone and all(_overlap(points_box(other.raw_px), box) < _SAME_FACE for other in kept):
-                kept.append(track)
+            gone = (track.misses > 0 and not track.trusted) or frame.pts_seconds - track.seen_seconds > _FORGET_SECONDS
+            if gone:
+                continue
+            rival = next((other for other in kept if _on_one_face(track, other)), None)
+            if rival is not None:
+                looks = self._finder.appearance(frame, rival.raw_px)
+                loser = min(track, rival, key=lambda t: (t.proven, float(t.appearance @ looks)))
+                if not loser.proven:
+                    kept = [other for other in (*kept, track) if other is not loser]
+                    continue
+                loser.misses = _MAX_MISSES + 1
+            kept.append(track)
         self._tracks = kept
 
     def _give(self, frame: Frame) -> None:
@@ -242,6 +260,12 @@ class Track(Stage):
 def _enough(track: FaceTrack) -> float:
     """The belief that keeps a track."""
     return _KEEP_SCORE if track.proven else _NEW_SCORE
+
+
+def _on_one_face(a: FaceTrack, b: FaceTrack) -> bool:
+    """True where both tracks are in sight, or not known well, and their boxes are of one face."""
+    in_sight = all(track.misses <= _MAX_MISSES or not track.proven for track in (a, b))
+    return in_sight and _overlap(points_box(a.raw_px), points_box(b.raw_px)) >= _SAME_FACE
 
 
 def _in_turn(overviews: list[View], tiles: list[View]) -> Iterator[View]:
