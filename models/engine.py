@@ -22,7 +22,6 @@ U8 = npt.NDArray[np.uint8]
 EngineName = Literal["openvino", "torch"]
 NetworkName = Literal["segmenter", "inpainter"]
 NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
-FinderName = Literal["detector", "landmarker"]
 
 
 def weights_file(name: str) -> Path:

@@ -1,7 +1,4 @@
-"""This project's own face networks as they run: a detector that knows masks, and 468 points of one face.
-
-The same interface as `unmask.models.mediapipe`, whose mesh taught the landmarker.
-"""
+"""This project's own face detector as it runs, with the interface of `unmask.models.mediapipe.FaceDetector`."""
 
 from typing import Final
 
@@ -10,7 +7,7 @@ import numpy.typing as npt
 
 from unmask.models.engine import compile_for_cpu, cpu_precision
 from unmask.models.mediapipe import Detection, merge_overlapping
-from unmask.models.rows import LANDMARKER_SIZE, MESH_POINTS, cell_centres
+from unmask.models.rows import cell_centres
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -65,31 +62,3 @@ class MaskedFaceDetector:
             )
             for m, score in zip(merged, scores, strict=True)
         ]
-
-
-class FaceLandmarker:
-    """The 468 points of a face, also of what a mask hides.
-
-    Args:
-        threads: CPU threads.
-    """
-
-    def __init__(self, threads: int = 1) -> None:
-        # Full precision: bfloat16 makes the points tremble, and the network takes about a millisecond anyway.
-        self._request = compile_for_cpu("landmarker.onnx", "f32", threads).create_infer_request()
-
-    def __call__(self, rgb: U8) -> tuple[F32, float]:
-        """Find the points of one face.
-
-        Args:
-            rgb: (128, 128, 3) uint8, the face about upright, filling about two thirds of the picture.
-
-        Returns:
-            (468, 3) float32: x, y in px of the picture, z (towards the camera is negative) on the same scale; and how
-            likely the picture holds a face in its middle, 0..1.
-        """
-        self._request.infer([np.ascontiguousarray(rgb[None])], share_inputs=True)
-        row = self._request.get_output_tensor(0).data[0]
-        points = row[1:].reshape(MESH_POINTS, 3) * np.float32(LANDMARKER_SIZE)
-        points[:, :2] += np.float32(LANDMARKER_SIZE / 2)
-        return np.asarray(points, np.float32), float(row[0])
