@@ -20,6 +20,7 @@ from unmask.models import engine
 from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt")
 _LIVE_PACKAGES: Final = (
@@ -50,6 +51,7 @@ def examine() -> tuple[Section, ...]:
         Section("Processors", tuple(_processors())),
         Section("GPU", tuple(_gpus())),
         Section("Engine", tuple(_engines())),
+        Section("Tracker", tuple(_trackers())),
         Section("Encoder", tuple(_encoders())),
         Section("Cameras", tuple(_cameras())),
         Section("Outputs of unmask live", tuple(_live_outputs())),
@@ -103,6 +105,16 @@ def _engines() -> Iterator[str]:
     precision = f", {engine.cpu_precision()}" if choice.engine == "openvino" else ""
     yield f"{choice.engine} on {choice.device}{precision}"
     yield from choice.why_not_better
+
+
+def _trackers() -> Iterator[str]:
+    """Whose networks find the faces."""
+    found_by = {
+        Tracker.UNMASK: "the detector of this project finds the faces, MediaPipe's mesh gives their points",
+        Tracker.MEDIAPIPE: "MediaPipe's detectors find the faces, its mesh gives their points",
+    }
+    for tracker, text in found_by.items():
+        yield f"--tracker {tracker}{' (default)' if tracker is DEFAULT_TRACKER else ''}: {text}"
 
 
 def _encoders() -> Iterator[str]:
