@@ -28,7 +28,7 @@ def test_every_topic_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     out, err = capfd.readouterr()
     titles = [line for line in out.splitlines() if not line.startswith(" ")]
     assert titles == [
-        *("Versions", "Processors", "GPU", "Engine", "Encoder", "Cameras"),
+        *("Versions", "Processors", "GPU", "Engine", "Tracker", "Encoder", "Cameras"),
         *("Outputs of unmask live", "Weights"),
     ]
     assert f"  unmask {__version__}\n" in out
@@ -39,6 +39,12 @@ def test_an_encoder_is_named_for_each_codec_or_the_reason_why_not() -> None:
     lines = findings("Encoder")
     assert [line.partition(":")[0] for line in lines] == list(Codec)
     assert all("libx264" in line or "nvenc" in line for line in lines if line.startswith("h264"))
+
+
+def test_the_default_tracker_is_named() -> None:
+    lines = findings("Tracker")
+    assert [line.split()[1].rstrip(":") for line in lines] == ["unmask", "mediapipe"]
+    assert ["(default)" in line for line in lines] == [False, True]
 
 
 def test_weights_are_named_by_their_hash_and_card() -> None:
