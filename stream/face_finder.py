@@ -149,7 +149,7 @@ class Finder(ABC):
         view = closer(roi_from_landmarks(landmarks_px), _APPEARANCE_SHARE / MESH_SHARE, size)
         hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
         histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
-        return np.sqrt(histogram / histogram.sum())
+        return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
 
     def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
         points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))

@@ -47,24 +47,8 @@ _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
-# Logistic regression over 4,070 fits to proposals in training scenes with labelled boxes: bias; log odds of the detector
-# in the close-up; difference of mesh and detector in eyes and in size.
-_SCORE: Final = 0.3
-_CLOSE_UP_SCORE: Final = 0.05
-
-_AROUND: Final = 4.0
-"""Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""
-
-_CLOSE_UP_SHARE: Final = 0.4
-"""Size of the face in a close-up."""
-
-_MARGIN: Final = 0.3
-_TILE_PX: Final = 640
-_TILE_SHARE: Final = 0.6
-"""Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
-
-# Logistic regression over 4,070 fits to proposals in training scenes with labelled boxes: bias; log odds of the detector in the close-up;
-# difference of mesh and detector in eyes and in size.
+# Logistic regression over 4,070 fits to proposals in training scenes with labelled boxes: bias; log odds of the
+# detector in the close-up; difference of mesh and detector in eyes and in size.
 _SCORE: Final = np.array([-1.68, 2.19, -1.47, -2.84])
 
 

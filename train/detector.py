@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -86,7 +86,8 @@ def _moved(picture: Picture, matrix: F64, size: tuple[int, int], rng: np.random.
         out = cv2.warpAffine(rgb, inner, size, borderMode=cv2.BORDER_REPLICATE)
     else:
         out = cv2.warpAffine(rgb, inner, size, borderValue=tuple(float(v) for v in rng.uniform(0, 255, 3)))
-    centres = transform_points(matrix, (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2)
+    middles = np.asarray((picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2, np.float32)
+    centres = transform_points(matrix, middles)
     half = zoom * (picture.boxes[:, 2:] - picture.boxes[:, :2]) / 2
     boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
     seen = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
@@ -310,14 +311,14 @@ def collate(pictures: list[Picture]) -> Batch:
     size = pictures[0].rgb.shape[0]
     centres = cell_centres(size, size)
     sides = np.concatenate([np.full((size // s) ** 2, s) for s in STRIDES])
-    rows = []
+    count = len(centres)
+    rows: list[tuple[npt.NDArray[Any], ...]] = []
     for picture in pictures:
-        face, which = assign(picture, centres, sides)
+        wanted, which = assign(picture, centres, sides)
         if len(picture.boxes):
-            rows.append((face, picture.boxes[which], np.maximum(picture.kinds, 0)[which], picture.points[which]))
+            rows.append((wanted, picture.boxes[which], np.maximum(picture.kinds, 0)[which], picture.points[which]))
         else:
-            count = len(centres)
-            rows.append((face, np.zeros((count, 4)), np.zeros(count, np.int64), np.zeros((count, POINTS, 2))))
+            rows.append((wanted, np.zeros((count, 4)), np.zeros(count, np.int64), np.zeros((count, POINTS, 2))))
     face, box, kind, points = (torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True))
     rgb = torch.from_numpy(np.stack([p.rgb for p in pictures])).permute(0, 3, 1, 2).float() / 255
     rgb = rgb.contiguous(memory_format=torch.channels_last)
@@ -336,7 +337,7 @@ def losses(out: Tensor, batch: Batch) -> dict[str, Tensor]:
     centres = torch.from_numpy(cell_centres(size, size))
     found = batch.face == 1
     count = found.sum().clamp(min=1)
-    logits, sides, kinds, points = out.split([1, 4, len(KINDS), 2 * POINTS], dim=2)
+    logits, sides, kinds, points = torch.split(out, [1, 4, len(KINDS), 2 * POINTS], dim=2)
     middle = centres.expand(len(out), -1, -1)[found]
     boxes = torch.cat([middle - sides[found][:, :2], middle + sides[found][:, 2:]], dim=1)
     iou, giou = _iou(boxes, batch.box[found])

@@ -87,7 +87,7 @@ def draw_face(faces: FaceCrops, index: int, templates: Sequence[Template], rng: 
     rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.15 else face.rgb
     masked, kind = Masked(rgb, np.zeros(rgb.shape[:2], np.float32)), BARE
     if rng.random() < 0.72:
-        worn: Worn = ("well", "under-nose", "under-mouth")[int(rng.choice(3, p=[0.8, 0.12, 0.08]))]  # type: ignore[assignment]
+        worn: Worn = ("well", "under-nose", "under-mouth")[int(rng.choice(3, p=[0.8, 0.12, 0.08]))]
         kind = MASKED if worn == "well" else WRONGLY
         if templates and kind == MASKED and rng.random() < 0.45:
             masked = wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)

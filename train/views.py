@@ -22,7 +22,7 @@ def as_filmed(rgb: U8, rng: np.random.Generator) -> U8:
         rgb = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     if rng.random() < 0.25:
         noise = np.zeros(rgb.shape, np.int16)
-        cv2.randn(noise, 0, float(rng.uniform(2, 14)))  # type: ignore[call-overload]
+        cv2.randn(noise, 0, float(rng.uniform(2, 14)))
         rgb = np.asarray(cv2.add(rgb, noise, dtype=cv2.CV_8U), np.uint8)
     if rng.random() < 0.3:
         _, data = cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 90))])
