@@ -216,7 +216,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml", Recipe)
 
 
-@pytest.mark.parametrize("name", ["segmenter", "segmenter-real", "inpainter"])
+@pytest.mark.parametrize("name", ["segmenter", "segmenter-real", "inpainter", "detector", "landmarker"])
 def test_shipped_recipes_are_valid(name: str) -> None:
     path = Path(inpainter.__file__).parent / "recipes" / f"{name}.yaml"
     assert load_yaml(path, Recipe).phases

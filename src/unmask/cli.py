@@ -77,7 +77,8 @@ _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
 ]
 _Tracker = Annotated[
-    Tracker, typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose detector finds the faces.")
+    Tracker,
+    typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more."),
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]

@@ -162,7 +162,7 @@ def live(
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
     tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces.")
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
     ] = DEFAULT_TRACKER,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
 ) -> None:

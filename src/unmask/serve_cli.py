@@ -78,7 +78,7 @@ def serve(
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
     tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces.")
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
     ] = DEFAULT_TRACKER,
     max_clients: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.")] = 32,
     max_size: Annotated[str, typer.Option(metavar="WxH", help="Largest picture, as a number of pixels.")] = _SIZE_HINT,
