@@ -81,25 +81,39 @@ def cpu_precision() -> Literal["bf16", "f32"]:
 
 
 @cache
-def compile_for_cpu(file: str, precision: Literal["bf16", "f32"], threads: int) -> openvino.CompiledModel:
+def compile_for_cpu(
+    file: str, precision: Literal["bf16", "f32"], threads: int, size: tuple[int, int] | None = None
+) -> openvino.CompiledModel:
     """A network that ships, compiled for this processor; the second call with the same arguments costs nothing.
+
+    Args:
+        file: its name.
+        precision: of the arithmetic.
+        threads: CPU threads; 0 leaves it to OpenVINO.
+        size: height and width in px of the pictures, where the network leaves them open.
 
     Raises:
         EngineError: it cannot be read or compiled.
     """
     try:
-        return compile_model(openvino_core().read_model(str(weights_file(file))), precision, threads)
+        return compile_model(openvino_core().read_model(str(weights_file(file))), precision, threads, size)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error
 
 
-def compile_model(model: openvino.Model, precision: Literal["bf16", "f32"], threads: int = 0) -> openvino.CompiledModel:
-    """A network that was read, compiled for this processor. Raises RuntimeError where OpenVINO cannot do it."""
+def compile_model(
+    model: openvino.Model, precision: Literal["bf16", "f32"], threads: int = 0, size: tuple[int, int] | None = None
+) -> openvino.CompiledModel:
+    """A network that was read, compiled for this processor; `size` as in `compile_for_cpu`. Raises RuntimeError where
+    OpenVINO cannot do it."""
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     # One face at a time: a fixed shape runs faster, and on a processor a batch would gain nothing.
-    model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+    shapes = {port: [1, *list(port.partial_shape)[1:]] for port in model.inputs}
+    if size is not None:
+        shapes = {port: [1, *size, 3] for port in shapes}
+    model.reshape(shapes)
     return openvino_core().compile_model(model, "CPU", options)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.models.folding import fold_norms
-from unmask.models.runtime import Runtime, example_inputs, load_runtime
+from unmask.models.runtime import DetectorRuntime, Runtime, example_inputs, load_runtime
 
 OPSET = 18
 
@@ -38,7 +38,8 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def export_onnx(runtime: Runtime, path: Path) -> None:
-    """Write a network as ONNX: half precision inside, 8-bit pictures outside, any batch size.
+    """Write a network as ONNX: half precision inside, 8-bit pictures outside, any batch size; the detector also for
+    pictures of any size in multiples of 32 px.
 
     Args:
         runtime: in eval mode and float32; left folded and in half precision.
@@ -47,7 +48,9 @@ def export_onnx(runtime: Runtime, path: Path) -> None:
     fold_norms(runtime)
     runtime.half()
     inputs = example_inputs(runtime)
-    batch = torch.export.Dim("batch", min=1, max=64)
+    shape: dict[int, object] = {0: torch.export.Dim("batch", min=1, max=64)}
+    if isinstance(runtime, DetectorRuntime):
+        shape |= {axis: 32 * torch.export.Dim(name, min=2, max=64) for axis, name in ((1, "rows"), (2, "columns"))}
     with _quiet_exporter():
         program = torch.onnx.export(
             runtime,
@@ -55,7 +58,7 @@ def export_onnx(runtime: Runtime, path: Path) -> None:
             input_names=list(runtime.inputs),
             output_names=[runtime.output],
             opset_version=OPSET,
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple(shape for _ in inputs),
             dynamo=True,
             verbose=False,
         )

@@ -57,7 +57,9 @@ _TEMPLATE: Final = (
     (162, -0.762, -0.073, 0.440),
     (389, 0.762, -0.073, 0.440),
 )
-_POINTS: Final = np.array([row[0] for row in _TEMPLATE])
+ANCHOR_POINTS: Final = np.array([row[0] for row in _TEMPLATE])
+"""The points of the mesh that place the canonical crop."""
+
 _SHAPE: Final = np.array([row[1:] for row in _TEMPLATE], np.float64)
 
 
@@ -95,7 +97,7 @@ def head_pose(landmarks_px: F32) -> Pose:
     Raises:
         ValueError: the points coincide or are not finite.
     """
-    seen = landmarks_px[_POINTS].astype(np.float64)
+    seen = landmarks_px[ANCHOR_POINTS].astype(np.float64)
     if not np.isfinite(seen).all() or np.ptp(seen[:, :2]) < 1e-6:
         raise ValueError("the landmarks coincide or are not finite")
     mean_seen, mean_shape = seen.mean(axis=0), _SHAPE.mean(axis=0)

@@ -38,13 +38,16 @@ class Detection:
 
     Args:
         box_px: (x0, y0, x1, y1) in px of the picture.
-        keypoints_px: (6, 2) float32: right eye, left eye, nose tip, mouth centre, right ear, left ear.
+        keypoints_px: (6, 2) float32: right eye, left eye, nose tip, mouth centre, right ear, left ear. Other detectors
+            give other points, but the eyes first.
         score: 0..1.
+        kinds: how likely the face is of each of `unmask.models.rows.KINDS`; empty where the detector does not know.
     """
 
     box_px: tuple[float, float, float, float]
     keypoints_px: F32
     score: float
+    kinds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline. The first
 operation makes numbers of bytes, the last one bytes of numbers: TensorRT knows bytes at the edges of a network only.
+The detector, which runs on the processor alone, gives float32 numbers instead of pictures.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unmask.models.detector import Detector
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.inpainter import Inpainter
+from unmask.models.rows import KINDS, POINTS
 from unmask.models.segmenter import Segmenter
 
 
@@ -30,6 +33,7 @@ class SegmenterRuntime(nn.Module):
 
     inputs: Final = ("rgb",)
     output: Final = "probability"
+    picture: Final = (CROP_SIZE, CROP_SIZE)
 
     def __init__(self, network: Segmenter) -> None:
         super().__init__()
@@ -45,6 +49,7 @@ class InpainterRuntime(nn.Module):
 
     inputs: Final = ("rgb", "mask")
     output: Final = "painted"
+    picture: Final = (CROP_SIZE, CROP_SIZE)
 
     def __init__(self, network: Inpainter) -> None:
         super().__init__()
@@ -56,10 +61,29 @@ class InpainterRuntime(nn.Module):
         return _to_bytes(self.network(_to_planes(rgb, dtype), hidden).permute(0, 2, 3, 1))
 
 
-Runtime = SegmenterRuntime | InpainterRuntime
+class DetectorRuntime(nn.Module):
+    """(N, H, W, 3) uint8 RGB, H and W multiples of 32, to (N, P, CHANNELS) float32: a row for each cell, as
+    `Detector.forward`, with probabilities in place of logits."""
+
+    inputs: Final = ("rgb",)
+    output: Final = "rows"
+    picture: Final = (384, 640)
+
+    def __init__(self, network: Detector) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        rows = self.network(_to_planes(rgb, next(self.network.parameters()).dtype)).float()
+        face, sides, kinds, points = rows.split([1, 4, len(KINDS), 2 * POINTS], dim=2)
+        return torch.cat([face.sigmoid(), sides, kinds.softmax(dim=2), points], dim=2)
+
+
+Runtime = SegmenterRuntime | InpainterRuntime | DetectorRuntime
 RUNTIMES: Final[dict[str, Callable[[], Runtime]]] = {
     "segmenter": lambda: SegmenterRuntime(Segmenter()),
     "inpainter": lambda: InpainterRuntime(Inpainter()),
+    "detector": lambda: DetectorRuntime(Detector()),
 }
 
 
@@ -78,6 +102,6 @@ def load_runtime(name: str, weights: Path) -> Runtime:
 
 def example_inputs(runtime: Runtime, batch: int = 2) -> tuple[Tensor, ...]:
     """Random inputs of the right shapes and types."""
-    rgb = torch.randint(0, 256, (batch, CROP_SIZE, CROP_SIZE, 3), dtype=torch.uint8)
-    mask = (torch.rand(batch, CROP_SIZE, CROP_SIZE) > 0.5).to(torch.uint8) * 255
+    rgb = torch.randint(0, 256, (batch, *runtime.picture, 3), dtype=torch.uint8)
+    mask = (torch.rand(batch, *runtime.picture) > 0.5).to(torch.uint8) * 255
     return (rgb, mask)[: len(runtime.inputs)]

@@ -23,6 +23,7 @@ from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
 from unmask.stream.nvdec import nvdec_problem
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt", "torch-tensorrt")
 _LIVE_PACKAGES: Final = (
@@ -54,6 +55,7 @@ def examine() -> tuple[Section, ...]:
         Section("GPU", tuple(_gpus())),
         Section("Engine", tuple(_engines())),
         Section("Decoder", tuple(_decoders())),
+        Section("Tracker", tuple(_trackers())),
         Section("Encoder", tuple(_encoders())),
         Section("Cameras", tuple(_cameras())),
         Section("Outputs of unmask live", tuple(_live_outputs())),
@@ -124,6 +126,16 @@ def _decoders() -> Iterator[str]:
             container.mux(stream.encode(None))
         problem = nvdec_problem(path, 0, 0)
     yield f"CPU; NVDEC does not decode h264 ({problem})" if problem else "NVDEC on cuda:0"
+
+
+def _trackers() -> Iterator[str]:
+    """Whose networks find the faces."""
+    found_by = {
+        Tracker.UNMASK: "the detector of this project finds the faces, MediaPipe's mesh gives their points",
+        Tracker.MEDIAPIPE: "MediaPipe's detectors find the faces, its mesh gives their points",
+    }
+    for tracker, text in found_by.items():
+        yield f"--tracker {tracker}{' (default)' if tracker is DEFAULT_TRACKER else ''}: {text}"
 
 
 def _encoders() -> Iterator[str]:

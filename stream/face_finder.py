@@ -7,8 +7,10 @@ full-range one of where it is, above all in profile.
 """
 
 import math
-from typing import Final, Literal, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Final, NamedTuple
 
+import cv2
 import numpy as np
 
 from unmask.models.geometry import transform_points
@@ -26,16 +28,19 @@ from unmask.models.mediapipe import (
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
 
-Reach = Literal["short", "full"]
 Box = tuple[float, float, float, float]
 
-_INPUT_PX: Final[dict[Reach, int]] = {"full": 192, "short": 128}
+_INPUT_PX: Final[dict[str, int]] = {"full": 192, "short": 128}
 
-_CLOSE_UP_SHARE: Final[dict[Reach, float]] = {"full": 1 / 3, "short": 1 / 2}
+_CLOSE_UP_SHARE: Final[dict[str, float]] = {"full": 1 / 3, "short": 1 / 2}
 """Size of the face in a close-up: at 44 to 64 px both detectors find most masked faces."""
 
-_MESH_SHARE: Final = 2 / 3
+MESH_SHARE: Final = 2 / 3
 """Size of the face in the picture that the mesh sees."""
+
+_APPEARANCE_PX: Final = 48
+_APPEARANCE_SHARE: Final = 0.45
+"""Size of the face in the picture by which people are told apart."""
 
 _PROPOSAL_SCORE: Final = 0.15
 _CLOSE_UP_SCORE: Final = 0.05
@@ -67,11 +72,11 @@ class View(NamedTuple):
 
     Attributes:
         view_from_frame: (2, 3) float64, affine map from frame px to px of the detector's input.
-        reach: which detector.
+        reach: which detector, by the finder's own names.
     """
 
     view_from_frame: F64
-    reach: Reach
+    reach: str
 
 
 class Sighting(NamedTuple):
@@ -89,11 +94,10 @@ class Sighting(NamedTuple):
     agreement: float
 
 
-class FaceFinder:
-    """Looks for faces in frames, and follows them from frame to frame.
+class Finder(ABC):
+    """Looks for faces in frames, and follows them from frame to frame with MediaPipe's mesh. Subclasses have detectors.
 
     Args:
-        layout: of every frame.
         canvas: reads the frames.
 
     Attributes:
@@ -103,30 +107,26 @@ class FaceFinder:
         detector_runs: how often a detector has run.
     """
 
-    def __init__(self, layout: Layout, canvas: Canvas) -> None:
+    overviews: list[View]
+    tiles: list[View]
+    margins: list[View]
+
+    def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._detectors = {reach: FaceDetector(reach) for reach in _INPUT_PX}
         self._mesh = FaceMesh()
-        width, height = layout.width, layout.height
-        around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
-        self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
-        self.margins = [_view(around, reach) for reach in _INPUT_PX]
-        self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
         self.detector_runs = 0
 
-    def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
+    @abstractmethod
+    def search(self, frame: Frame, view: View) -> list[Detection]:
         """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
-        picture = self._picture(frame, view.view_from_frame, _INPUT_PX[view.reach])
-        self.detector_runs += 1
-        frame_from_view = inverse_affine(view.view_from_frame)
-        return [_moved(found, frame_from_view) for found in self._detectors[view.reach](picture, min_score)]
 
+    @abstractmethod
     def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
         """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
-        half = size_px * _AROUND / 2
-        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
-        found = self.search(frame, _view(box, "full"))
-        return [d for d in found if _fits(d.box_px, centre_px, size_px)]
+
+    @abstractmethod
+    def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
+        """Check points in upright close-ups."""
 
     def follow(self, frame: Frame, landmarks_px: F32) -> F32:
         """The points of the face that was, or is expected, at `landmarks_px`."""
@@ -142,25 +142,65 @@ class FaceFinder:
         second = self.look(frame, self.follow(frame, landmarks_px))
         return max(second, first, key=lambda s: s.score + s.agreement)
 
+    def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
+        """What a head, with its hair and collar, has of each colour: (N,) float32 of unit length, to tell people apart
+        by its dot product."""
+        size = _APPEARANCE_PX
+        view = closer(roi_from_landmarks(landmarks_px), _APPEARANCE_SHARE / MESH_SHARE, size)
+        hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
+        histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
+        return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
+
+    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
+        points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
+        return points_to_frame(points, roi)
+
+    def picture(self, frame: Frame, view_from_frame: F64, size: tuple[int, int]) -> U8:
+        """A view of the frame: (height, width, 3) uint8 RGB."""
+        picture = np.empty((*size, 3), np.uint8)
+        self._canvas.crop(frame, view_from_frame, picture)
+        return picture
+
+
+class MediaPipeFinder(Finder):
+    """A `Finder` on MediaPipe's networks alone.
+
+    Args:
+        layout: of every frame.
+        canvas: reads the frames.
+    """
+
+    def __init__(self, layout: Layout, canvas: Canvas) -> None:
+        super().__init__(canvas)
+        self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
+        width, height = layout.width, layout.height
+        around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
+        self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
+        self.margins = [_view(around, reach) for reach in _INPUT_PX]
+        self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
+
+    def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
+        size = _INPUT_PX[view.reach]
+        self.detector_runs += 1
+        found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, (size, size)), min_score)
+        frame_from_view = inverse_affine(view.view_from_frame)
+        return [moved(face, frame_from_view) for face in found]
+
+    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
+        half = size_px * _AROUND / 2
+        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
+        found = self.search(frame, _view(box, "full"))
+        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
+
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        """Check points in upright close-ups."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        seen: dict[Reach, Detection | None] = {}
+        seen: dict[str, Detection | None] = {}
         for view in _close_ups(landmarks_px):
             found = self.search(frame, view, _CLOSE_UP_SCORE)
             near = (d for d in found if np.linalg.norm(box_centre(d.box_px) - middle) < size / 2)
             seen[view.reach] = next(near, None)
         evidence = _evidence(landmarks_px, seen["short"], seen["full"])
-        return Sighting(landmarks_px, _probability(_SCORE, evidence), _probability(_AGREEMENT, evidence))
-
-    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
-        points, _ = self._mesh(self._picture(frame, roi, MESH_SIZE))
-        return points_to_frame(points, roi)
-
-    def _picture(self, frame: Frame, view_from_frame: F64, size: int) -> U8:
-        picture = np.empty((size, size, 3), np.uint8)
-        self._canvas.crop(frame, view_from_frame, picture)
-        return picture
+        return Sighting(landmarks_px, probability(_SCORE, evidence), probability(_AGREEMENT, evidence))
 
 
 def points_box(landmarks_px: F32) -> Box:
@@ -179,7 +219,7 @@ def box_size(box: Box) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def _fits(box: Box, centre_px: F64, size_px: float) -> bool:
+def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
     """True where a detector's box may be of the face that is expected."""
     ratio = box_size(box) / size_px
     return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
@@ -187,46 +227,58 @@ def _fits(box: Box, centre_px: F64, size_px: float) -> bool:
 
 def _evidence(landmarks_px: F32, short: Detection | None, full: Detection | None) -> F64:
     """The inputs of `_SCORE` and `_AGREEMENT`."""
-    eye_error = size_error = 1.0
-    if full is not None:
-        ratio = box_size(full.box_px) / max(box_size(points_box(landmarks_px)), 1e-6)
-        size_error = min(abs(math.log(ratio / _DETECTOR_BOX)), 1.0)
-        eye_error = min(_eye_error(landmarks_px, full), 1.0)
-    return np.array([1.0, _log_odds(short), _log_odds(full), eye_error, size_error])
+    errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
+    return np.array([1.0, log_odds(short), log_odds(full), *errors])
 
 
-def _probability(weights: F64, evidence: F64) -> float:
+def probability(weights: F64, evidence: F64) -> float:
+    """Of a logistic regression."""
     return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
 
 
-def _log_odds(seen: Detection | None) -> float:
-    probability = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
-    return math.log(probability / (1 - probability))
+def log_odds(seen: Detection | None) -> float:
+    """Of a detection's score, within what a thousand looks could tell."""
+    score = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
+    return math.log(score / (1 - score))
 
 
-def _eye_error(landmarks_px: F32, seen: Detection) -> float:
-    """Mean distance of the eyes of mesh and detector, in distances of the outer eye corners."""
+def size_error(landmarks_px: F32, seen: Detection | None, usual: float) -> float:
+    """How far points and detection differ in size, as a logarithm, 1 at most and where nothing was seen; `usual` is the
+    usual size of the detector's box, in sizes of the mesh's."""
+    if seen is None:
+        return 1.0
+    ratio = box_size(seen.box_px) / max(box_size(points_box(landmarks_px)), 1e-6)
+    return min(abs(math.log(ratio / usual)), 1.0)
+
+
+def eye_error(landmarks_px: F32, seen: Detection | None) -> float:
+    """Mean distance of the eyes of points and detection, in distances of the outer eye corners; 1 at most and where
+    nothing was seen."""
+    if seen is None:
+        return 1.0
     right, left = landmarks_px[RIGHT_EYE_OUTER], landmarks_px[LEFT_EYE_OUTER]
     eyes = np.stack(
         [landmarks_px[[RIGHT_EYE_OUTER, 133], :2].mean(axis=0), landmarks_px[[LEFT_EYE_OUTER, 362], :2].mean(axis=0)]
     )
     apart = np.linalg.norm(seen.keypoints_px[:2] - eyes, axis=1).mean()
-    return float(apart / max(float(np.linalg.norm(right - left)), 1e-6))
+    return min(float(apart / max(float(np.linalg.norm(right - left)), 1e-6)), 1.0)
 
 
 def _close_ups(landmarks_px: F32) -> list[View]:
     """Views for both detectors in which the face is upright, in the middle, and of the size that suits them."""
     roi = roi_from_landmarks(landmarks_px)
-    views = []
-    for reach, size in _INPUT_PX.items():
-        zoom = _CLOSE_UP_SHARE[reach] / _MESH_SHARE * size / MESH_SIZE
-        view = zoom * roi
-        view[:, 2] += (size - zoom * MESH_SIZE) / 2
-        views.append(View(view, reach))
-    return views
+    return [View(closer(roi, _CLOSE_UP_SHARE[reach] / MESH_SHARE, size), reach) for reach, size in _INPUT_PX.items()]
 
 
-def _view(box: Box, reach: Reach) -> View:
+def closer(roi: F64, zoom: float, size: int) -> F64:
+    """The view of `size` px that shows the middle of the mesh's region, `zoom` times as close as the mesh sees it."""
+    zoom *= size / MESH_SIZE
+    view = zoom * roi
+    view[:, 2] += (size - zoom * MESH_SIZE) / 2
+    return view
+
+
+def _view(box: Box, reach: str) -> View:
     """The view that shows a rectangle of the frame as large as it fits, in the middle."""
     size = _INPUT_PX[reach]
     zoom = size / box_size(box)
@@ -247,11 +299,11 @@ def _starts(length: int) -> list[float]:
     return [slack / 2] if count == 1 else [slack * i / (count - 1) for i in range(count)]
 
 
-def _moved(detection: Detection, target_from_source: F64) -> Detection:
+def moved(detection: Detection, target_from_source: F64) -> Detection:
     """A detection through a similarity. Its box stays upright."""
     scale = math.sqrt(abs(float(np.linalg.det(target_from_source[:, :2]))))
     points = np.vstack([box_centre(detection.box_px), detection.keypoints_px]).astype(np.float32)
-    moved = transform_points(target_from_source, points)
+    placed = transform_points(target_from_source, points)
     half = scale * box_size(detection.box_px) / 2
-    x, y = float(moved[0, 0]), float(moved[0, 1])
-    return Detection((x - half, y - half, x + half, y + half), moved[1:], detection.score)
+    x, y = float(placed[0, 0]), float(placed[0, 1])
+    return Detection((x - half, y - half, x + half, y + half), placed[1:], detection.score, detection.kinds)

@@ -20,6 +20,9 @@ _SIZE_TOLERANCE: Final = 0.4
 _SIZE_MEMORY: Final = {True: 0.1, False: 0.01}
 """Share of the newest size in the usual one, where the newest close look was certain, and where it was not."""
 
+_APPEARANCE_MEMORY: Final = np.float32(0.1)
+"""Share of the newest look in the usual one."""
+
 _PROOFS: Final = 4
 """Close looks in a row that make a face out of what may be a hand or an emblem."""
 
@@ -35,6 +38,7 @@ class FaceTrack:
         sighting: the first one.
         seconds: presentation time.
         trusted: whether this one sighting is enough.
+        appearance: at the first sighting.
 
     Attributes:
         raw_px: (468, 3) float32, the newest points, unfiltered.
@@ -47,11 +51,13 @@ class FaceTrack:
         fresh: True until the face has been given once since it was found, or found again elsewhere.
         landmarks_px: (468, 3) float32, filtered.
         crop: filtered.
+        appearance: (N,) float32, usual colours of the head (`unmask.stream.face_finder.Finder.appearance`).
     """
 
-    def __init__(self, track_id: int, sighting: Sighting, seconds: float, trusted: bool) -> None:
+    def __init__(self, track_id: int, sighting: Sighting, seconds: float, trusted: bool, appearance: F32) -> None:
         self.track_id = track_id
         self.trusted = trusted
+        self.appearance = appearance
         self._certain = int(sighting.score >= _CERTAIN_SCORE)
         self.proofs = 1
         self.size_px = box_size(points_box(sighting.landmarks_px))
@@ -72,6 +78,10 @@ class FaceTrack:
         self.proofs += 1
         self.trusted = self.trusted or self.proofs >= _PROOFS
         self._certain += score >= _CERTAIN_SCORE
+
+    def looks_like(self, appearance: F32) -> None:
+        """Note how the face looks now."""
+        self.appearance = self.appearance + _APPEARANCE_MEMORY * (appearance - self.appearance)
 
     def belief(self, sighting: Sighting) -> float:
         """How far to believe that a sighting is of this face, 0..1: less if it is of another size."""

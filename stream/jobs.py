@@ -164,12 +164,14 @@ class VideoSettings:
         encoding: about the output.
         processes: True for a process per stage instead of a thread.
         overwrite: True where outputs replace files of the same name.
+        draw_tracks: True where faces are followed and drawn, and masks stay.
     """
 
     pipeline: Settings = field(default_factory=Settings)
     encoding: EncodeOptions = field(default_factory=EncodeOptions)
     processes: bool = False
     overwrite: bool = False
+    draw_tracks: bool = False
 
 
 def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: Cancel) -> VideoDone:
@@ -191,7 +193,7 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
     with whole_file(job.target, overwrite=settings.overwrite) as draft:
         listener.started(job, info.frames_expected)
         result = run(
-            build(info, draft.path, settings.pipeline, settings.encoding),
+            build(info, draft.path, settings.pipeline, settings.encoding, draw_tracks=settings.draw_tracks),
             info.layout,
             max_faces=settings.pipeline.max_faces,
             processes=settings.processes,
@@ -223,11 +225,11 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         frames=result.frames,
         dropped=summaries["decode"]["frames"] - result.frames,
         faces=summaries["track"]["tracks"],
-        masks_removed=summaries["segment"]["masks_removed"],
+        masks_removed=summaries.get("segment", {}).get("masks_removed", 0),
         seconds=round(result.wall_seconds, 3),
         open_seconds=round(result.open_seconds, 3),
         fps=round(result.frames / result.wall_seconds, 2),
-        engine=summaries["inpaint"]["engine"],
+        engine=summaries.get("inpaint", {}).get("engine", "tracks only"),
         decoder=summaries["decode"]["decoder"],
         encoder=summaries["encode"]["encoder"],
         cancelled=result.cancelled,

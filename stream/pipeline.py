@@ -7,11 +7,13 @@ from unmask.stream.encoders import EncodeOptions
 from unmask.stream.media import MediaInfo
 from unmask.stream.stage import Stage
 from unmask.stream.stages.decode import Decode
+from unmask.stream.stages.draw import DrawTracks
 from unmask.stream.stages.encode import Encode
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
 from unmask.stream.stages.track import Track
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,14 @@ class Settings:
         max_faces: how many faces of a frame are processed at most, the largest first.
         engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
         person: file with a personal model; empty for the general one.
+        tracker: whose detector finds the faces.
     """
 
     device: str = "auto"
     max_faces: int = 8
     engine: str = "auto"
     person: str = ""
+    tracker: Tracker = DEFAULT_TRACKER
 
 
 def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
@@ -39,14 +43,19 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
         live: no frame may take much longer than others, as the next one does not wait.
     """
     return (
-        Track(max_faces=settings.max_faces, spread=live),
+        Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
         Segment(settings.device, settings.engine),
         Inpaint(settings.device, settings.engine, settings.person),
         Smooth(),
     )
 
 
-def build(source: MediaInfo, output: Path, settings: Settings, options: EncodeOptions) -> tuple[Stage, ...]:
-    """The pipeline from one video file to another; nothing is opened yet."""
+def build(
+    source: MediaInfo, output: Path, settings: Settings, options: EncodeOptions, *, draw_tracks: bool = False
+) -> tuple[Stage, ...]:
+    """The pipeline from one video file to another; nothing is opened yet. With `draw_tracks` faces are only followed,
+    and what was found is drawn."""
     gpu = int(settings.device.partition(":")[2] or 0) if options.gpu else None
-    return (Decode(source, gpu), *face_stages(settings), Encode(output, source, options))
+    track, *others = face_stages(settings)
+    faces = (track, DrawTracks()) if draw_tracks else (track, *others)
+    return (Decode(source, gpu), *faces, Encode(output, source, options))

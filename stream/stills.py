@@ -9,14 +9,16 @@ import numpy as np
 from unmask.models.geometry import canonical_crop
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import FaceFinder
-from unmask.stream.frame import F64, U8, Frame, Layout
+from unmask.stream.face_finder import MediaPipeFinder
+from unmask.stream.frame import F32, F64, U8, Frame, Layout
 from unmask.stream.stage import Context
 from unmask.stream.stages.track import Track
 
 _PAD: Final = 0.35
 """The border is repeated this far around the picture (of its larger side): a face may fill it, or be cut off by it."""
 
+
+_MAX_FACES: Final = 8
 
 _SMALLEST: Final = 0.45
 """A face that fills the picture is at least this wide or high, in sizes of the picture."""
@@ -38,7 +40,7 @@ def crop_of_portrait(rgb: U8) -> F64 | None:
     padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
     layout = Layout(padded.shape[1], padded.shape[0], "rgb24")
     frame = Frame(0, 0, Fraction(1), layout, padded.reshape(-1), 0)
-    finder = FaceFinder(layout, Canvas(layout))
+    finder = MediaPipeFinder(layout, Canvas(layout))
     height, width = rgb.shape[:2]
     whole = (float(pad), float(pad), float(pad + width), float(pad + height))
     proposals = [Detection(whole, _USUAL * (width, height) + np.float32(pad), 0.0)]
@@ -62,20 +64,30 @@ def crops_of_faces(rgb: U8, smallest_px: float = 48.0) -> list[F64]:
     Returns:
         (2, 3) float64 maps from picture px to crop px, largest face first.
     """
+    return [crop for crop, _ in _faces_of_picture(rgb, smallest_px)]
+
+
+def landmarks_of_faces(rgb: U8, smallest_px: float = 16.0) -> list[F32]:
+    """The (468, 3) float32 landmarks of the same faces, in px of the picture."""
+    return [landmarks for _, landmarks in _faces_of_picture(rgb, smallest_px)]
+
+
+def _faces_of_picture(rgb: U8, smallest_px: float) -> list[tuple[F64, F32]]:
+    """Canonical crop and landmarks of each face."""
     pad = round(_PAD * max(rgb.shape[:2]))
     padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
     layout = Layout(padded.shape[1], padded.shape[0], "rgb24")
-    context = Context(layout)
+    context = Context(layout, _MAX_FACES)
     frame = Frame(0, 0, Fraction(1), layout, np.zeros(layout.slot_bytes(context.max_faces), np.uint8), 0)
     frame.planes[0][...] = padded
-    track = Track()
+    track = Track(max_faces=_MAX_FACES)
     track.open(context)
-    crops = []
+    found = []
     for face in (face for given in track.process(frame) for face in given.faces):
         x0, y0, x1, y1 = face.box_px
         if max(x1 - x0, y1 - y0) >= smallest_px:
             moved = face.crop_from_frame.copy()
             moved[:, 2] += moved[:, :2] @ (pad, pad)
-            crops.append(moved)
+            found.append((moved, face.landmarks_px - np.array([pad, pad, 0], np.float32)))
     track.close()
-    return crops
+    return found

@@ -29,7 +29,7 @@ def test_every_topic_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     out, err = capfd.readouterr()
     titles = [line for line in out.splitlines() if not line.startswith(" ")]
     assert titles == [
-        *("Versions", "Processors", "GPU", "Engine", "Decoder", "Encoder", "Cameras"),
+        *("Versions", "Processors", "GPU", "Engine", "Decoder", "Tracker", "Encoder", "Cameras"),
         *("Outputs of unmask live", "Weights"),
     ]
     assert f"  unmask {__version__}\n" in out
@@ -57,6 +57,12 @@ def test_engines_say_why_they_cannot_run() -> None:
     if not has_nvidia_gpu():
         assert used == "openvino on cpu is used"
         assert all("not installed" in line or "no NVIDIA GPU" in line for line in engines[:-1])
+
+
+def test_the_default_tracker_is_named() -> None:
+    lines = findings("Tracker")
+    assert [line.split()[1].rstrip(":") for line in lines] == ["unmask", "mediapipe"]
+    assert ["(default)" in line for line in lines] == [False, True]
 
 
 def test_weights_are_named_by_their_hash_and_card() -> None:

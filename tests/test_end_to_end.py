@@ -76,3 +76,25 @@ def test_result_is_nearer_to_the_truth_than_the_mask(clips: dict[str, Path], sce
         inside = shot.mask > 127
         error, masked = (np.abs(x[inside] - shot.truth[inside]).mean() for x in (rgb, shot.masked.astype(np.float64)))
         assert error < 0.5 * masked, index
+
+
+@pytest.mark.parametrize("tracker", ["unmask", "mediapipe"])
+def test_tracks_are_drawn_and_the_masks_stay(clips: dict[str, Path], scene: Portrait, tracker: str) -> None:
+    drawn = clips["source"].with_name(f"drawn-{tracker}.mp4")
+    report = drawn.with_suffix(".json")
+    command = ["video", str(clips["source"]), "-o", str(drawn), "--crf", "0", "--quiet", "--report", str(report)]
+    assert main([*command, "--draw", "tracks", "--tracker", tracker]) == 0
+    said = json.loads(report.read_text())
+    assert said["masks_removed"] == 0
+    assert set(said["stages"]) == {"decode", "track", "draw", "encode"}
+    assert said["details"]["track"]["tracker"] == tracker
+    assert said["details"]["draw"]["faces"] >= FRAMES
+    for index, (before, after) in enumerate(zip(planes(clips["source"]), planes(drawn), strict=True)):
+        mask = render(scene, index / 100).mask > 127
+        changed = (before != after)[: mask.shape[0]][mask]
+        assert 0.01 < changed.mean() < 0.6, "points lie on the mask, which stays"
+
+
+def test_an_unknown_tracker_is_a_mistake(clips: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["video", str(clips["source"]), "--tracker", "other"]) == 2
+    assert "'unmask', 'mediapipe'" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from unmask.stream.one_euro import OneEuro, OneEuroSettings
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.track import Track
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -53,9 +54,9 @@ def picture(rgb: U8, *places: F64, background: int = 90) -> U8:
 class Camera:
     """Gives pictures to the stage as frames, and remembers what it found, and how often a detector ran for it."""
 
-    def __init__(self, stage: Stage | None = None, layout: Layout = LAYOUT) -> None:
+    def __init__(self, stage: Stage | None = None, layout: Layout = LAYOUT, tracker: Tracker = DEFAULT_TRACKER) -> None:
         self.layout = layout
-        self.stage = stage or Track(max_faces=MAX_FACES)
+        self.stage = stage or Track(max_faces=MAX_FACES, tracker=tracker)
         self.stage.open(Context(self.layout, MAX_FACES))
         self.frames: list[Frame] = []
         self.runs: list[int] = []
@@ -100,9 +101,10 @@ def test_the_stage_gives_the_points_of_mediapipe(portrait: Portrait) -> None:
     assert y0 < 230 < y1
 
 
+@pytest.mark.parametrize("tracker", Tracker)
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_moving_face_keeps_its_identity_and_its_crop(portrait: Portrait, masked: bool) -> None:
-    camera, in_portrait = Camera(), []
+def test_a_moving_face_keeps_its_identity_and_its_crop(portrait: Portrait, masked: bool, tracker: Tracker) -> None:
+    camera, in_portrait = Camera(tracker=tracker), []
     rgb = portrait.masked if masked else portrait.bare
     for i in range(40):
         seconds = i / FPS
@@ -206,16 +208,18 @@ def test_a_flash_is_no_cut(portrait: Portrait) -> None:
         assert ids(faces) == [0]
 
 
-def test_a_face_that_leaves_is_given_no_more(portrait: Portrait) -> None:
-    camera = Camera()
+@pytest.mark.parametrize("tracker", Tracker)
+def test_a_face_that_leaves_is_given_no_more(portrait: Portrait, tracker: Tracker) -> None:
+    camera = Camera(tracker=tracker)
     for i in range(45):
         camera.show(picture(portrait.bare, placed(320 + 16 * i, 240)))
     assert all(ids(frame.faces) == [0] for frame in camera.frames[:16])
     assert not any(frame.faces for frame in camera.frames[-10:])
 
 
-def test_a_face_that_is_hidden_for_a_moment_keeps_its_identity(portrait: Portrait) -> None:
-    camera = Camera()
+@pytest.mark.parametrize("tracker", Tracker)
+def test_a_face_that_is_hidden_for_a_moment_keeps_its_identity(portrait: Portrait, tracker: Tracker) -> None:
+    camera = Camera(tracker=tracker)
     shown, hidden = picture(portrait.bare, placed(320, 240)), picture(portrait.bare)
     for i in range(40):
         camera.show(hidden if 10 <= i < 22 else shown)
@@ -227,23 +231,26 @@ def test_a_face_that_is_hidden_for_a_moment_keeps_its_identity(portrait: Portrai
     assert again.index < 30
 
 
-def test_a_late_face_is_found_soon(portrait: Portrait) -> None:
-    camera = Camera()
+@pytest.mark.parametrize("tracker", Tracker)
+def test_a_late_face_is_found_soon(portrait: Portrait, tracker: Tracker) -> None:
+    camera = Camera(tracker=tracker)
     for i in range(30):
         camera.show(picture(portrait.masked, *([placed(400, 220)] if i >= 10 else [])))
     first = next(frame.index for frame in camera.frames if frame.faces)
     assert 10 <= first <= 20
 
 
-def test_no_face_is_found_where_there_is_none() -> None:
+@pytest.mark.parametrize("tracker", Tracker)
+def test_no_face_is_found_where_there_is_none(tracker: Tracker) -> None:
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for grey in (np.full_like(x, 128), x * 255 // WIDTH, 255 * (x // 20 % 2), 255 * ((x // 32 + y // 32) % 2)):
-        camera, rgb = Camera(), np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+        camera, rgb = Camera(tracker=tracker), np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
         assert not any(camera.show(rgb) for _ in range(6))
 
 
-def test_what_only_resembles_a_face_is_dropped_soon(portrait: Portrait) -> None:
-    camera, medals = Camera(), cv2.resize(portrait.bare[400:], (WIDTH, HEIGHT))
+@pytest.mark.parametrize("tracker", Tracker)
+def test_what_only_resembles_a_face_is_dropped_soon(portrait: Portrait, tracker: Tracker) -> None:
+    camera, medals = Camera(tracker=tracker), cv2.resize(portrait.bare[400:], (WIDTH, HEIGHT))
     for _ in range(20):
         camera.show(np.asarray(medals, np.uint8))
     assert not camera.frames[-1].faces
@@ -266,14 +273,20 @@ def run_filter(settings: OneEuroSettings, signal: Callable[[int], F64]) -> F64:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "people", "frames"),
-    [("looking-down-404p.mp4", 1, 60), ("handheld-yaw-544p.mp4", 1, 160), ("four-people-506p.mp4", 4, 40)],
+    ("name", "people", "frames", "tracker"),
+    [
+        ("looking-down-404p.mp4", 1, 60, Tracker.MEDIAPIPE),
+        ("looking-down-404p.mp4", 1, 60, Tracker.UNMASK),
+        ("handheld-yaw-544p.mp4", 1, 160, Tracker.MEDIAPIPE),
+        ("four-people-506p.mp4", 4, 40, Tracker.MEDIAPIPE),
+        ("four-people-506p.mp4", 4, 40, Tracker.UNMASK),
+    ],
 )
-def test_real_masked_people_are_followed(shared: Path, name: str, people: int, frames: int) -> None:
+def test_real_masked_people_are_followed(shared: Path, name: str, people: int, frames: int, tracker: Tracker) -> None:
     stage, found = None, []
     for frame in read_video(shared / "data" / "videos" / "masked" / name, frames):
         if stage is None:
-            stage = Track()
+            stage = Track(tracker=tracker)
             stage.open(Context(frame.layout))
         stage.process(frame)
         found.append({face.track_id for face in frame.faces})
@@ -290,3 +303,22 @@ def read_video(path: Path, count: int) -> Iterator[Frame]:
             frame = Frame(index, index, Fraction(1, FPS), layout, buffer, 0)
             frame.planes[0][...] = rgb
             yield frame
+
+
+def test_people_who_cross_keep_their_identities(portrait: Portrait) -> None:
+    """Two people in clothes and light of their own walk past each other, one behind the other."""
+    tinted = (portrait.masked * np.array([0.65, 0.9, 1.0])).astype(np.uint8)
+    camera = Camera()
+    for i in range(60):
+        behind, front = placed(140 + 6 * i, 240, 0.45), placed(500 - 6 * i, 250, 0.55)
+        camera.show(over(picture(portrait.masked, behind), tinted, front))
+    left, right = sorted(camera.frames[2].faces, key=lambda face: face.box_px[0])
+    last_left, last_right = sorted(camera.frames[-1].faces, key=lambda face: face.box_px[0])
+    assert (last_left.track_id, last_right.track_id) == (right.track_id, left.track_id)
+
+
+def over(canvas: U8, rgb: U8, place: F64) -> U8:
+    """Another head in front of what a picture shows."""
+    empty = picture(rgb)
+    shown = picture(rgb, place)
+    return np.where((shown != empty).any(axis=2, keepdims=True), shown, canvas).astype(np.uint8)

@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.rows import KINDS
 from unmask.train.config import Recipe, load_recipe
 from unmask.train.data import is_validation
+from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "segmenter", "segmenter-real", "context-encoder", "gated", "fourier", "attention", "din2020"),
-    *("oagan", "segmenter-imagenet"),
+    *("oagan", "segmenter-imagenet", "detector"),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
@@ -29,6 +31,7 @@ SMALL = {
     "din2020": ["sizes.width=4", "perceptual_network=vgg19"],
     "oagan": ["sizes.width=4"],
     "segmenter-imagenet": ["sizes.width=8"],
+    "detector": ["sizes={widths: [8, 8, 8, 8], neck: 8}"],
 }
 """Overrides that make each recipe's network tiny."""
 
@@ -78,6 +81,24 @@ def write_labels(folder: Path) -> Path:
     return folder
 
 
+def write_tracker_data(folder: Path) -> Path:
+    """A folder as `unmask data tracker` writes it: six drawn faces, and a scene that shows one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    faces = [drawn_face(200 + seed) for seed in range(6)]
+    share = FACE_SIZE / CROP_SIZE
+    rgb = [cv2.resize(picture, (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_AREA) for picture, _ in faces]
+    np.save(folder / "faces.npy", np.stack(rgb))
+    np.save(folder / "inside.npy", np.full((len(faces), FACE_SIZE, FACE_SIZE), 255, np.uint8))
+    np.save(folder / "points.npy", np.stack([points * np.float32(share) for _, points in faces]))
+    np.save(folder / "kinds.npy", np.arange(len(faces), dtype=np.uint8) % len(KINDS))
+    picture, points = faces[0]
+    cv2.imwrite(str(folder / "scene.png"), picture[..., ::-1])
+    np.save(folder / "scene_points.npy", points[None])
+    face = {"kind": 0, "box": box_of(points).tolist(), "points": 0}
+    (folder / "scenes.json").write_text(json.dumps([{"file": str(folder / "scene.png"), "faces": [face]}]))
+    return folder
+
+
 def write_vgg(path: Path, network: str) -> Path:
     """Random weights by torchvision's names, of the layers up to relu3_1 or relu3_3; narrow, to be quick."""
     generator = torch.Generator().manual_seed(1)
@@ -110,6 +131,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     if not folder.exists():
         write_crops(folder / "crops")
         write_labels(folder / "labels")
+        write_tracker_data(folder / "tracker")
         write_vgg(folder / "vgg.pth", "vgg")
         write_resnet(folder / "resnet18.pth")
     full = load_recipe(name)
@@ -118,6 +140,8 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     general = [f"crops={folder}/crops", f"out={out}", "textures=", "precision=fp32", "ema=0.9"]
     if full.real:
         general.append(f"real={folder}/labels")
+    if full.tracker:
+        general.append(f"tracker={folder}/tracker")
     if full.perceptual_weights:
         general.append(f"perceptual_weights={folder}/vgg.pth")
     if full.encoder:

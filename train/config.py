@@ -149,6 +149,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         textures: folder of mask pictures with `masks.cfg`; empty for drawn masks only.
         real: folder written by `unmask data label`: real masked faces, with labels that are sure in most places
             (segmenters) or without (oagan); empty for none.
+        tracker: folder written by `unmask data tracker` (detector).
         perceptual_weights: file with the convolutions of a VGG (keys `features.N.weight`), for perceptual and style.
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
         start: weights to start from, safetensors of the whole network; empty for random ones.
@@ -178,6 +179,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     discriminator_optimizer: Optimizer = Optimizer(betas=(0.5, 0.98), weight_decay=0.01)
     textures: str = ""
     real: str = ""
+    tracker: str = ""
     perceptual_weights: str = ""
     perceptual_network: Literal["vgg16-caffe", "vgg16", "vgg19"] = "vgg16-caffe"
     start: str = ""

@@ -16,6 +16,7 @@ from unmask.errors import UserError
 from unmask.train import inpainter, segmenter, unmasker
 from unmask.train.config import Recipe, as_struct
 from unmask.train.data import FaceCrops
+from unmask.train.detector import DetectorTrainer
 from unmask.train.evaluate import psnr, structural_similarity
 from unmask.train.instruments import Instruments
 from unmask.train.loop import Indices
@@ -96,8 +97,13 @@ def evaluate_run(
 
     Returns:
         The figures, and a sheet of the first pictures: masked, mask over picture, result, truth.
+
+    Raises:
+        UserError: the folder is of no run, or of a detector's.
     """
     recipe, network = load_run(folder)
+    if model_of(recipe).trainer is DetectorTrainer:
+        raise UserError("a detector finds no masks and paints nothing; measure it with benchmarks/tracking.py")
     faces = FaceCrops.open(Path(recipe.crops))
     validation = faces.split(True, recipe.split)[:most]
     overlap = np.zeros(3)

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar, Generic, TypeVar
@@ -351,6 +352,12 @@ class Trainer(ABC, Generic[B]):
         spread = self.validation[:: max(1, len(self.validation) // VALIDATION_PICTURES)]
         for start in range(0, len(spread), 16):
             yield start, spread[start : start + 16]
+
+    def averaged(self) -> nn.Module:
+        """The network with the averaged weights, for inference."""
+        model = deepcopy(self.model).eval()  # building one would draw random numbers, and change what comes after
+        model.load_state_dict(self.ema.state)
+        return model
 
     def autocast(self) -> torch.autocast:
         """The precision of the recipe."""

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -370,9 +369,3 @@ class ObjectiveTrainer(Trainer[B]):
         self.update()
         self.objectives.update()
         return figures
-
-    def averaged(self) -> nn.Module:
-        """The network with the averaged weights, for inference."""
-        model = deepcopy(self.model).eval()  # building one would draw random numbers, and change what comes after
-        model.load_state_dict(self.ema.state)
-        return model

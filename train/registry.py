@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unmask.errors import UserError
+from unmask.models.detector import Detector, DetectorConfig
 from unmask.models.inpainter import Inpainter, InpainterConfig
 from unmask.models.published.attention import AttentionConfig, AttentionInpainter
 from unmask.models.published.context_encoder import ContextEncoder, ContextEncoderConfig
@@ -19,6 +20,7 @@ from unmask.models.published.oagan import OaGan, OaGanConfig
 from unmask.models.published.resnet_segmenter import ResNetSegmenter, ResNetSegmenterConfig
 from unmask.models.segmenter import Segmenter, SegmenterConfig
 from unmask.train.config import Recipe, as_struct, nearest
+from unmask.train.detector import DetectorTrainer
 from unmask.train.inpainter import PaintTrainer
 from unmask.train.loop import Trainer
 from unmask.train.segmenter import SegmentTrainer
@@ -45,6 +47,7 @@ class Model:
 MODELS: Final[dict[str, Model]] = {
     "inpainter": Model(Inpainter, InpainterConfig, PaintTrainer),
     "segmenter": Model(Segmenter, SegmenterConfig, SegmentTrainer),
+    "detector": Model(Detector, DetectorConfig, DetectorTrainer),
     "context-encoder": Model(ContextEncoder, ContextEncoderConfig, PaintTrainer),
     "gated": Model(GatedInpainter, GatedConfig, PaintTrainer),
     "fourier": Model(FourierInpainter, FourierConfig, PaintTrainer),

@@ -65,13 +65,14 @@ def _header(titles: Sequence[str], width: int) -> U8:
 
 
 def batch_sheet(batch: Any, augmenter: Augmenter) -> U8:
-    """A training batch as the network gets it: a column for each of its tensors, by their names.
+    """A training batch as the network gets it: a column for each of its pictures and masks, by their names.
 
     Args:
-        batch: a dataclass of (N, 3, S, S) pictures and (N, 1, S, S) masks, 0..1.
+        batch: a dataclass of (N, 3, S, S) pictures and (N, 1, S, S) masks, 0..1; what has another shape is left out.
         augmenter: of the recipe.
     """
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if len(getattr(batch, f.name))}
+    tensors = {name: x for name, x in tensors.items() if x.ndim == 4 and x.shape[1] in {1, 3}}
     pictures = [name for name, x in tensors.items() if x.shape[1] == 3 and name != "unpaired"]
     masks = [name for name, x in tensors.items() if x.shape[1] == 1]
     changed = augmenter([tensors[n] for n in pictures], [tensors[n] for n in masks])

@@ -27,6 +27,7 @@ from unmask.stream.naming import (
     find_inputs,
     mask_targets,
 )
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
@@ -37,6 +38,12 @@ T = TypeVar("T", bound="VideoDone | PictureDone")
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Drawn(StrEnum):
+    """What `--draw` can draw."""
+
+    TRACKS = "tracks"
 
 
 class CodecName(StrEnum):
@@ -74,6 +81,10 @@ _MaxFaces = Annotated[
 ]
 _Person = Annotated[
     Path | None, typer.Option(metavar="FILE.safetensors", help="A personal model; see `unmask personalize`.")
+]
+_Tracker = Annotated[
+    Tracker,
+    typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more."),
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
@@ -120,6 +131,10 @@ def video(
     person: _Person = None,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
+    tracker: _Tracker = DEFAULT_TRACKER,
+    draw: Annotated[
+        Drawn | None, typer.Option(metavar="tracks", help="Draw what the tracker finds, and leave the masks on.")
+    ] = None,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -137,10 +152,11 @@ def video(
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, engine, _personal(person)),
+        Settings(device, max_faces, engine, _personal(person), tracker),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
+        draw_tracks=draw is Drawn.TRACKS,
     )
     cancel, display = Cancel(), choose_display(quiet=quiet)
 
@@ -167,6 +183,7 @@ def image(
     engine: _Engine = "auto",
     max_faces: _MaxFaces = 8,
     person: _Person = None,
+    tracker: _Tracker = DEFAULT_TRACKER,
     report: _Report = None,
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
@@ -180,7 +197,7 @@ def image(
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    settings = Settings(device, max_faces, engine, _personal(person))
+    settings = Settings(device, max_faces, engine, _personal(person), tracker)
     with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":

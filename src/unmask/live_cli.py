@@ -13,6 +13,7 @@ import typer
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
 from unmask.progress import say
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 if TYPE_CHECKING:
     from unmask.stream.live.feed import Feed
@@ -163,6 +164,9 @@ def live(
     max_faces: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
+    tracker: Annotated[
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
+    ] = DEFAULT_TRACKER,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
 ) -> None:
     """Take the masks off the faces in a live picture.
@@ -215,7 +219,7 @@ def live(
         record=record,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces, engine),
+        pipeline=Settings(device, max_faces, engine, tracker=tracker),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:

@@ -12,6 +12,7 @@ import typer
 from unmask.errors import UserError
 from unmask.interrupts import STOPPED, interruptible
 from unmask.progress import say
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 if TYPE_CHECKING:
     from unmask.stream.server import Curve
@@ -85,6 +86,9 @@ def serve(
             metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.", rich_help_panel=_LIMITS
         ),
     ] = 8,
+    tracker: Annotated[
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
+    ] = DEFAULT_TRACKER,
     max_clients: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.", rich_help_panel=_LIMITS)
     ] = 32,
@@ -158,7 +162,7 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces, engine),
+        settings=Settings(device, max_faces, engine, tracker=tracker),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,

@@ -77,6 +77,27 @@ def label(
 
 
 @data.command()
+def tracker(
+    crops: Annotated[Path, typer.Argument(metavar="CROPS", help="Folder written by `unmask data crops`.")],
+    scenes: Annotated[Path, typer.Option(metavar="DIR", help="Pictures with boxes.csv: file,label,x0,y0,x1,y1.")],
+    textures: Annotated[Path, typer.Option(metavar="DIR", help="Mask pictures with masks.cfg.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+    stills: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Portraits of masked people.")] = None,
+    variants: Annotated[int, typer.Option(metavar="N", min=1, help="How often each face is drawn.")] = 2,
+) -> None:
+    """Draw faces with masks and list real ones, to train the detector on."""
+    from unmask.stream.stills import landmarks_of_faces
+    from unmask.train.tracker_data import prepare_faces, prepare_scenes
+
+    for folder in (scenes, textures, *(stills or ())):
+        if not folder.is_dir():
+            raise UserError(f"'{folder}' is not a folder; give folders of pictures")
+    drawn = prepare_faces(crops, textures, output, variants, _progress)
+    listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, _progress)
+    print(f"{drawn} drawn faces and {listed} real ones in {output}")
+
+
+@data.command()
 def masks(
     faces: Annotated[Path, typer.Argument(metavar="FACES", help="Folder of pictures of bare faces.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pairs are written.")],
@@ -272,7 +293,7 @@ def evaluate_training_run(
 
 
 def export(
-    network: Annotated[str, typer.Argument(metavar="segmenter|inpainter")],
+    network: Annotated[str, typer.Argument(metavar="segmenter|inpainter|detector")],
     checkpoints: Annotated[list[Path], typer.Argument(metavar="STATE.pt...", help="Checkpoints of training runs.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where both files are written.")],
 ) -> None:
@@ -285,7 +306,7 @@ def export(
     from unmask.models.runtime import RUNTIMES
 
     if network not in RUNTIMES:
-        raise UserError(f"unknown network '{network}': use {' or '.join(RUNTIMES)}")
+        raise UserError(f"unknown network '{network}': use {', '.join(RUNTIMES)}")
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
     for path in ship(network, mean_of([_averaged_weights(network, checkpoint) for checkpoint in checkpoints]), output):

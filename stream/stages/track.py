@@ -1,18 +1,20 @@
 """The stage that finds the faces of each frame, tells who is who, and places their canonical crops."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import Box, FaceFinder, Sighting, View, box_centre, box_size, points_box
+from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
-from unmask.stream.frame import Face, Frame
+from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
@@ -55,6 +57,11 @@ _ROUNDS: Final = 2
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
+FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
+    Tracker.UNMASK: MaskedFinder,
+    Tracker.MEDIAPIPE: MediaPipeFinder,
+}
+
 
 class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
@@ -68,18 +75,27 @@ class Track(Stage):
         detect_every: frames between searches while all known faces are in sight.
         spread: False searches everywhere in the first frame of a scene. True searches one view a frame, the whole
             picture first, so that no frame takes much longer than others: small faces are found some frames later.
+        tracker: whose detector finds the faces.
     """
 
     name: ClassVar[str] = "track"
 
-    def __init__(self, max_faces: int = 8, detect_every: int = 10, *, spread: bool = False) -> None:
+    def __init__(
+        self,
+        max_faces: int = 8,
+        detect_every: int = 10,
+        *,
+        spread: bool = False,
+        tracker: Tracker = DEFAULT_TRACKER,
+    ) -> None:
         self._max_faces = max_faces
+        self._tracker = tracker
         self._detect_every = detect_every
         self._spread = spread
 
     def open(self, context: Context) -> None:
         canvas = Canvas(context.layout)
-        self._finder = FaceFinder(context.layout, canvas)
+        self._finder = FINDERS[self._tracker](context.layout, canvas)
         self._is_cut = SceneCuts(canvas)
         self._limit = min(self._max_faces, context.max_faces)
         self._tracks: list[FaceTrack] = []
@@ -98,13 +114,14 @@ class Track(Stage):
         for position, track in enumerate(self._tracks):
             due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
             self._follow(track, frame, due)
-        self._forget(frame.pts_seconds)
+        self._forget(frame)
         self._search(frame)
         self._give(frame)
         return (frame,)
 
     def summary(self) -> dict[str, Any]:
         return {
+            "tracker": str(self._tracker),
             "tracks": len(self._given),
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
@@ -133,7 +150,7 @@ class Track(Stage):
         if track.belief(sighting) < _BELIEVED and track.trusted:
             sighting = self._look_around(track, frame, sighting)
         if track.belief(sighting) >= _enough(track):
-            self._found(track, sighting, frame.pts_seconds)
+            self._found(track, sighting, frame)
         else:
             track.miss()
 
@@ -142,7 +159,7 @@ class Track(Stage):
         nothing = Sighting(track.raw_px, 0.0, 0.0)
         sighting = self._look_around(track, frame, nothing)
         if track.belief(sighting) >= _enough(track):
-            self._found(track, sighting, frame.pts_seconds)
+            self._found(track, sighting, frame)
 
     def _look_around(self, track: FaceTrack, frame: Frame, sighting: Sighting) -> Sighting:
         """The better one of a sighting and of what a wider search finds near it."""
@@ -152,13 +169,15 @@ class Track(Stage):
             return sighting
         return max(sighting, self._finder.fit(frame, proposal), key=track.belief)
 
-    def _found(self, track: FaceTrack, sighting: Sighting, seconds: float) -> None:
+    def _found(self, track: FaceTrack, sighting: Sighting, frame: Frame) -> None:
         """Take a sighting for a known face, smoothly if it is about where it should be."""
         if track.misses > _MAX_MISSES or track.jumps_to(sighting.landmarks_px):
-            track.restart(sighting, seconds)
+            track.restart(sighting, frame.pts_seconds)
         else:
             track.confirm(sighting.score)
-            track.advance(sighting.landmarks_px, seconds)
+            track.advance(sighting.landmarks_px, frame.pts_seconds)
+        if self._is_free(points_box(track.raw_px), track):  # else it may be somebody else's face
+            track.looks_like(self._finder.appearance(frame, track.raw_px))
 
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
@@ -191,26 +210,33 @@ class Track(Stage):
         fits = [(self._finder.fit(frame, proposal), proposal.box_px) for proposal in free[:most_fits]]
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame.pts_seconds, trusted=opening):
+            if not self._meet(sighting, frame, trusted=opening):
                 self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
         return len(free) > len(fits)
 
-    def _meet(self, sighting: Sighting, seconds: float, trusted: bool) -> bool:
+    def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
         box = points_box(sighting.landmarks_px)
         if not self._is_free(box):
             return False
-        for track in self._tracks:
-            is_near = track.misses > _MAX_MISSES and _near(points_box(track.raw_px), box, _LOST_REACH)
-            if is_near and track.belief(sighting) >= _enough(track):
-                track.restart(sighting, seconds)
-                return True
-        if sighting.score < (_FIRST_SCORE if trusted else _NEW_SCORE):
+        lost = [
+            track
+            for track in self._tracks
+            if track.misses > _MAX_MISSES
+            and _near(points_box(track.raw_px), box, _LOST_REACH)
+            and track.belief(sighting) >= _enough(track)
+        ]
+        if not lost and sighting.score < (_FIRST_SCORE if trusted else _NEW_SCORE):
             return False
-        self._tracks.append(FaceTrack(next(self._new_ids), sighting, seconds, trusted or sighting.score >= _SURE_SCORE))
+        looks = self._finder.appearance(frame, sighting.landmarks_px)
+        if lost:
+            max(lost, key=lambda track: float(track.appearance @ looks)).restart(sighting, frame.pts_seconds)
+            return True
+        trusted = trusted or sighting.score >= _SURE_SCORE
+        self._tracks.append(FaceTrack(next(self._new_ids), sighting, frame.pts_seconds, trusted, looks))
         return True
 
     def _is_new(self, box: Box) -> bool:
@@ -222,14 +248,23 @@ class Track(Stage):
         others = (track for track in self._tracks if track is not besides and track.misses <= _MAX_MISSES)
         return all(_overlap(points_box(track.raw_px), box) < _SAME_FACE for track in others)
 
-    def _forget(self, seconds: float) -> None:
-        """Drop the faces that are gone, and the later of two tracks that have come to follow one face."""
+    def _forget(self, frame: Frame) -> None:
+        """Drop the faces that are gone. Of two tracks that have come to follow one face, it belongs to the one that
+        looks like it; the other is lost, or dropped if it was not known well."""
         kept: list[FaceTrack] = []
         for track in self._tracks:
-            box = points_box(track.raw_px)
-            gone = (track.misses > 0 and not track.trusted) or seconds - track.seen_seconds > _FORGET_SECONDS
-            if not gone and all(_overlap(points_box(other.raw_px), box) < _SAME_FACE for other in kept):
-                kept.append(track)
+            gone = (track.misses > 0 and not track.trusted) or frame.pts_seconds - track.seen_seconds > _FORGET_SECONDS
+            if gone:
+                continue
+            rival = next((other for other in kept if _on_one_face(track, other)), None)
+            if rival is not None:
+                looks = self._finder.appearance(frame, rival.raw_px)
+                loser = min(track, rival, key=lambda t: (t.proven, float(t.appearance @ looks)))
+                if not loser.proven:
+                    kept = [other for other in (*kept, track) if other is not loser]
+                    continue
+                loser.misses = _MAX_MISSES + 1
+            kept.append(track)
         self._tracks = kept
 
     def _give(self, frame: Frame) -> None:
@@ -254,6 +289,12 @@ class Track(Stage):
 def _enough(track: FaceTrack) -> float:
     """The belief that keeps a track."""
     return _KEEP_SCORE if track.proven else _NEW_SCORE
+
+
+def _on_one_face(a: FaceTrack, b: FaceTrack) -> bool:
+    """True where both tracks are in sight, or not known well, and their boxes are of one face."""
+    in_sight = all(track.misses <= _MAX_MISSES or not track.proven for track in (a, b))
+    return in_sight and _overlap(points_box(a.raw_px), points_box(b.raw_px)) >= _SAME_FACE
 
 
 def _in_turn(overviews: list[View], tiles: list[View]) -> Iterator[View]:

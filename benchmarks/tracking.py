@@ -1,0 +1,315 @@
+"""Which faces the trackers find, how well their points lie, and how steadily: ours beside MediaPipe's, in one run.
+
+    python benchmarks/tracking.py --scenes SCENES --crops CROPS --textures TEXTURES --videos VIDEOS
+
+Every part is left out whose data is not given. Faces are those that the pipeline gets (`unmask.stream.stages.track`).
+
+scenes      pictures with labelled boxes (boxes.csv), the third that is kept for validation by the hash of its name: a
+            face counts as found where a given one overlaps its box by more than 0.4 (IoU). Precision counts given faces
+            of 32 px and more; faces that the labels leave out count as wrong. "detector alone" is one look of the
+            detector at the whole picture, at the score at which it is used by itself.
+pasted      bare validation faces pasted into those scenes, for bare faces.
+points      validation faces with drawn masks: distance to the mesh of the bare face, over the distance of the outer eye
+            corners, of the points under the mask and of those that place the crop; how far the canonical crop lies from
+            where the bare face puts it (mean over its corners, px of the crop). Both trackers start from the same
+            disturbed place.
+videos      real masked people: frames in which all of them are followed (`PEOPLE` says how many there are), identities
+            used, milliseconds a frame; and the first frame held still under noise: how far points move in px.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.models.geometry import ANCHOR_POINTS, CROP_SIZE, canonical_crop, transform_points
+from unmask.models.mediapipe import FaceDetector
+from unmask.stream.canvas import Canvas
+from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.masked_finder import MaskedFinder
+from unmask.stream.stage import Context
+from unmask.stream.stages.track import FINDERS, Track
+from unmask.stream.trackers import Tracker
+from unmask.train.data import FaceCrops, augment, read_rgb
+from unmask.train.detector import Picture, paste_faces
+from unmask.train.materials import load_templates
+from unmask.train.tracker_data import (
+    BARE,
+    DrawnFace,
+    TrackerData,
+    draw_face,
+    is_validation_scene,
+    overlap,
+    read_boxes,
+)
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+TRACKERS: Final = (Tracker.MEDIAPIPE, Tracker.UNMASK)
+CLASSES: Final = ((120.0, 1e9), (64.0, 120.0), (32.0, 64.0))
+FOUND: Final = 0.4
+MAX_FACES: Final = 64
+NOISE: Final = 2.5
+"""Standard deviation of the noise on the still clip, of 255."""
+
+PEOPLE: Final = {
+    "four-people-506p.mp4": 4,
+    "glasses-vfr-audio-720p.mp4": 1,
+    "handheld-yaw-544p.mp4": 1,
+    "looking-down-404p.mp4": 1,
+    "phone-rotated-720p.mp4": 1,
+    "street-1080p.mp4": 1,
+}
+
+
+class Camera:
+    """Gives pictures of one size to a tracker."""
+
+    def __init__(self, tracker: Tracker, width: int, height: int) -> None:
+        self.layout = Layout(width, height, "rgb24")
+        self.stage = Track(max_faces=MAX_FACES, tracker=tracker)
+        self.stage.open(Context(self.layout, MAX_FACES))
+        self.count = 0
+        self.seconds: list[float] = []
+
+    def show(self, rgb: U8, fps: float = 25.0) -> list[Face]:
+        buffer = np.zeros(self.layout.slot_bytes(MAX_FACES), np.uint8)
+        frame = Frame(self.count, round(1000 * self.count / fps), Fraction(1, 1000), self.layout, buffer, 0)
+        frame.planes[0][...] = rgb
+        start = time.perf_counter()
+        list(self.stage.process(frame))
+        self.seconds.append(time.perf_counter() - start)
+        self.count += 1
+        return frame.faces
+
+
+def boxes_of(faces: list[Face]) -> F32:
+    return np.array([face.box_px for face in faces], np.float32).reshape(-1, 4)
+
+
+def size_class(box: F32) -> str | None:
+    size = float((box[2:] - box[:2]).max())
+    return next((f"{low:.0f} px and more" for low, high in CLASSES if low <= size < high), None)
+
+
+class Tally:
+    """Found and missed faces by class, right and wrong ones given."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[bool]] = defaultdict(list)
+        self.right: list[bool] = []
+
+    def add(self, given: F32, labelled: F32, kinds: list[str]) -> None:
+        both = overlap(given, labelled) if len(given) and len(labelled) else np.zeros((len(given), len(labelled)))
+        for column, (box, kind) in enumerate(zip(labelled, kinds, strict=True)):
+            if name := size_class(box):
+                hit = bool(both[:, column].max(initial=0) > FOUND)
+                self.found[f"{kind}, {name}"].append(hit)
+                self.found[f"all, {name}"].append(hit)
+        for row, box in enumerate(given):
+            if (box[2:] - box[:2]).max() >= CLASSES[-1][0]:
+                self.right.append(bool(both[row].max(initial=0) > FOUND))
+
+    def figures(self) -> dict[str, str]:
+        rows = {f"recall, {name}": f"{np.mean(hits):.3f} of {len(hits)}" for name, hits in sorted(self.found.items())}
+        return rows | {"precision": f"{np.mean(self.right):.3f} of {len(self.right)}" if self.right else "none given"}
+
+
+def alone(name: str) -> object:
+    """A detector that looks at the whole picture once."""
+    if name == "mediapipe":
+        detector = FaceDetector("full")
+        return lambda rgb: [d.box_px for d in detector(rgb, 0.5)]
+
+    def look(rgb: U8) -> list[tuple[float, ...]]:
+        height, width = rgb.shape[:2]
+        finder = MaskedFinder(Layout(width, height, "rgb24"), Canvas(Layout(width, height, "rgb24")))
+        frame = Frame(0, 0, Fraction(1), Layout(width, height, "rgb24"), rgb.reshape(-1), 0)
+        return [d.box_px for d in finder.search(frame, finder.overviews[0], 0.4)]
+
+    return look
+
+
+def validation_scenes(folder: Path) -> Iterator[tuple[U8, F32, list[str]]]:
+    names = ("masked", "worn wrongly", "bare")
+    for name, labelled in sorted(read_boxes(folder).items()):
+        if is_validation_scene(name):
+            boxes = np.array([box for _, box in labelled], np.float32)
+            yield read_rgb(folder / name), boxes, [names[kind] for kind, _ in labelled]
+
+
+def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
+    return boxes_of(Camera(tracker, rgb.shape[1], rgb.shape[0]).show(rgb))
+
+
+def measure_scenes(folder: Path) -> dict[str, dict[str, str]]:
+    tallies = {name: Tally() for name in (*TRACKERS, *(f"{name}, detector alone" for name in TRACKERS))}
+    looks = {name: alone(name) for name in TRACKERS}
+    for rgb, boxes, kinds in validation_scenes(folder):
+        for tracker in TRACKERS:
+            tallies[tracker].add(faces_of_picture(tracker, rgb), boxes, kinds)
+            seen = np.array(looks[tracker](rgb), np.float32).reshape(-1, 4)  # type: ignore[operator]
+            tallies[f"{tracker}, detector alone"].add(seen, boxes, kinds)
+    return {name: tally.figures() for name, tally in tallies.items()}
+
+
+def as_data(drawn: list[DrawnFace]) -> TrackerData:
+    arrays = (np.stack([getattr(d, name) for d in drawn]) for name in ("rgb", "inside", "points"))
+    return TrackerData(*arrays, np.array([d.kind for d in drawn], np.uint8), ())
+
+
+def measure_pasted(folder: Path, crops: Path) -> dict[str, dict[str, str]]:
+    """Bare validation faces, pasted at all sizes where the scenes have none."""
+    faces = FaceCrops.open(crops)
+    rng = np.random.default_rng(5)
+    tallies = {tracker: Tally() for tracker in TRACKERS}
+    indices = iter(np.tile(faces.split(True), 4))
+    for rgb, boxes, _ in validation_scenes(folder):
+        drawn = []
+        for index in (next(indices) for _ in range(3)):
+            bare = augment(faces, int(index), 160, rng, 0.0)
+            inside = (bare.inside * 255).astype(np.uint8)
+            drawn.append(DrawnFace(np.rint(bare.rgb * 255).astype(np.uint8), inside, bare.points, BARE))
+        unknown = np.full((len(boxes), 5, 2), np.nan, np.float32)
+        scene = Picture(rgb, boxes, np.zeros(len(boxes), np.int64), unknown)
+        pasted = paste_faces(scene, as_data(drawn), 3, rng)
+        added = pasted.boxes[len(boxes) :]
+        for tracker in TRACKERS:
+            tallies[tracker].add(faces_of_picture(tracker, pasted.rgb), added, ["bare"] * len(added))
+    return {
+        name: {k: v for k, v in tally.figures().items() if k.startswith("recall, bare")}
+        for name, tally in tallies.items()
+    }
+
+
+def measure_points(crops: Path, textures: Path, count: int) -> dict[str, dict[str, str]]:
+    """Points of masked validation faces against the bare face's mesh."""
+    faces, templates = FaceCrops.open(crops), load_templates(textures)
+    figures: dict[str, dict[str, list[float]]] = {tracker: defaultdict(list) for tracker in TRACKERS}
+    layout = Layout(160, 160, "rgb24")
+    finders = {tracker: FINDERS[tracker](layout, Canvas(layout)) for tracker in TRACKERS}
+    for seed, index in enumerate(faces.split(True)[:count]):
+        rng = np.random.default_rng(seed)
+        drawn = draw_face(faces, int(index), templates, rng)
+        if drawn.kind == BARE:
+            continue
+        truth = drawn.points
+        turn = cv2.getRotationMatrix2D((80, 80), float(rng.normal(0, 8)), float(np.exp(rng.normal(0, 0.1))))
+        turn[:, 2] += rng.normal(0, 6, 2)
+        start = np.concatenate([transform_points(turn, truth), truth[:, 2:]], axis=1).astype(np.float32)
+        frame = Frame(0, 0, Fraction(1), layout, drawn.rgb.reshape(-1), 0)
+        eyes = float(np.linalg.norm(truth[33] - truth[263]))  # in space, so that it holds for turned heads too
+        hidden = truth[:, 1] > truth[4, 1]
+        for tracker, finder in finders.items():
+            points = start
+            for _ in range(3):
+                points = finder.follow(frame, points)
+            away = np.linalg.norm((points - truth)[:, :2], axis=1) / eyes
+            row = figures[tracker]
+            row["all points"].append(float(away.mean()))
+            row["hidden points"].append(float(away[hidden].mean()))
+            row["points that place the crop"].append(float(away[ANCHOR_POINTS].mean()))
+            row["canonical crop, px"].append(crop_error(points, truth))
+    return {
+        tracker: {
+            name: f"{np.mean(v):.4f} mean, {np.median(v):.4f} median, {np.percentile(v, 95):.4f} p95"
+            for name, v in rows.items()
+        }
+        for tracker, rows in figures.items()
+    }
+
+
+def crop_error(points: F32, truth: F32) -> float:
+    """How far the corners of the crop that some points give lie from those of the true one, px of the crop."""
+    corners = np.array([(0, 0), (CROP_SIZE, 0), (0, CROP_SIZE), (CROP_SIZE, CROP_SIZE)], np.float32)
+    back = cv2.invertAffineTransform(canonical_crop(truth))
+    moved = transform_points(canonical_crop(points), transform_points(np.asarray(back, np.float64), corners))
+    return float(np.linalg.norm(moved - corners, axis=1).mean())
+
+
+def pictures_of(video: Path, limit: int) -> Iterator[U8]:
+    with av.open(str(video)) as container:
+        for _, frame in zip(range(limit), container.decode(video=0), strict=False):
+            rotated = np.rot90(frame.to_ndarray(format="rgb24"), -(frame.rotation // 90) % 4 * -1)
+            yield np.ascontiguousarray(rotated, np.uint8)
+
+
+def measure_video(video: Path, tracker: Tracker, limit: int) -> dict[str, str]:
+    camera: Camera | None = None
+    counts: list[int] = []
+    given: dict[int, int] = defaultdict(int)
+    first: U8 | None = None
+    for rgb in pictures_of(video, limit):
+        camera = camera or Camera(tracker, rgb.shape[1], rgb.shape[0])
+        faces = camera.show(rgb)
+        first = rgb if first is None and faces else first
+        counts.append(len(faces))
+        for face in faces:
+            given[face.track_id] += 1
+    assert camera is not None
+    people = PEOPLE.get(video.name, 1)
+    work = 1000 * np.array(camera.seconds[1:])
+    still = held_still(first, tracker) if first is not None else "no face"
+    return {
+        "frames": str(len(counts)),
+        f"frames with {people} or more faces": f"{np.mean(np.array(counts) >= people):.4f}",
+        "identities (frames)": ", ".join(f"{track} ({n})" for track, n in sorted(given.items())),
+        "scene cuts": str(camera.stage.summary()["scene_cuts"]),
+        "ms a frame": f"{work.mean():.2f} mean, {np.median(work):.2f} median, {np.percentile(work, 95):.2f} p95",
+        "first frame, ms": f"{1000 * camera.seconds[0]:.1f}",
+        "held still": still,
+    }
+
+
+def held_still(rgb: U8, tracker: Tracker) -> str:
+    """How far the points of the largest face move from frame to frame, when nothing but noise changes."""
+    scale = 720 / min(rgb.shape[:2])
+    rgb = np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    rng, camera, points = np.random.default_rng(1), Camera(tracker, rgb.shape[1], rgb.shape[0]), []
+    for _ in range(30):
+        noisy = rgb + rng.normal(0, NOISE, rgb.shape).astype(np.float32)
+        faces = camera.show(np.clip(noisy, 0, 255).astype(np.uint8))
+        if faces:
+            points.append(faces[0].landmarks_px[:, :2].copy())
+    steps = np.linalg.norm(np.diff(points[5:], axis=0), axis=2)
+    return f"{np.median(steps):.3f} px median, {np.percentile(steps, 95):.3f} px p95"
+
+
+def show(title: str, columns: dict[str, dict[str, str]]) -> None:
+    print(f"\n{title}")
+    for column, rows in columns.items():
+        print(f"  {column}")
+        for name, value in rows.items():
+            print(f"    {name:38} {value}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=Path, help="folder with pictures and boxes.csv")
+    parser.add_argument("--crops", type=Path, help="folder written by `unmask data crops`")
+    parser.add_argument("--textures", type=Path, help="folder with mask pictures and masks.cfg")
+    parser.add_argument("--videos", type=Path, help="folder of videos of masked people")
+    parser.add_argument("--frames", type=int, default=100_000, help="of each video at most")
+    parser.add_argument("--faces", type=int, default=400, help="validation faces at most")
+    arguments = parser.parse_args()
+    if arguments.scenes:
+        show("scenes", measure_scenes(arguments.scenes))
+    if arguments.scenes and arguments.crops:
+        show("pasted", measure_pasted(arguments.scenes, arguments.crops))
+    if arguments.crops and arguments.textures:
+        show("points", measure_points(arguments.crops, arguments.textures, arguments.faces))
+    for video in sorted(arguments.videos.glob("*.mp4")) if arguments.videos else ():
+        show(video.name, {t: measure_video(video, t, arguments.frames) for t in TRACKERS})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What the detector gives, in numbers: shared by training, runtime and tracker."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+KINDS: Final = ("masked", "worn wrongly", "bare")
+"""How a face wears a mask."""
+
+POINTS: Final = 5
+"""The detector's points: right eye, left eye, tip of the nose, right and left corner of the mouth, as the person has
+them."""
+
+CHANNELS: Final = 1 + 4 + len(KINDS) + 2 * POINTS
+"""Numbers in a row of the detector: see `unmask.models.detector.Detector.forward`."""
+
+STRIDES: Final = (8, 16, 32)
+"""px of the picture per cell of each level of the detector's pyramid."""
+
+
+def cell_centres(height: int, width: int) -> npt.NDArray[np.float32]:
+    """(P, 2) float32 x, y px of the middles of the cells of a (height, width) picture, in the order of the rows."""
+    levels = []
+    for stride in STRIDES:
+        y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32)
+        levels.append((np.stack([x, y], axis=-1).reshape(-1, 2) + np.float32(0.5)) * np.float32(stride))
+    return np.concatenate(levels)

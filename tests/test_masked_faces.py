@@ -1,0 +1,206 @@
+"""The detector: data, training, export, and what the shipped one finds."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import torch
+from faces import Portrait
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.errors import UserError
+from unmask.models.engine import compile_for_cpu, weights_file
+from unmask.models.masked_faces import MaskedFaceDetector
+from unmask.models.mediapipe import Detection
+from unmask.models.rows import KINDS, STRIDES, cell_centres
+from unmask.models.runtime import load_runtime
+from unmask.train import detector
+from unmask.train.campaign import preview_sheet
+from unmask.train.config import Recipe, load_recipe
+from unmask.train.data import is_validation, prepare_crops
+from unmask.train.evaluate_run import evaluate_run
+from unmask.train.registry import trainer_of
+from unmask.train.tracker_data import BARE, MASKED, TrackerData, box_of, is_validation_scene, overlap
+
+WIDE = (384, 640)
+"""Height and width of a picture for the detector."""
+
+
+@pytest.fixture(scope="module")
+def crops(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of four variants of the portrait, one of them for validation."""
+    folder, out = tmp_path_factory.mktemp("faces"), tmp_path_factory.mktemp("crops")
+    for number in range(4):
+        picture = cv2.convertScaleAbs(portrait.bare, alpha=1.0 - 0.1 * number)
+        split = next(s for s in range(10_000) if is_validation(f"{number}-{s}.png") == (number < 1))
+        cv2.imwrite(str(folder / f"{number}-{split}.png"), picture[..., ::-1])
+    prepare_crops([folder], out, lambda done, total: None)
+    return out
+
+
+def template(folder: Path) -> Path:
+    """A folder with one mask picture."""
+    folder.mkdir()
+    cv2.imwrite(str(folder / "blue.png"), np.full((100, 200, 4), (200, 150, 100, 255), np.uint8))
+    points = {"a": "10,20", "b": "100,5", "c": "190,20", "d": "20,70", "e": "100,95", "f": "180,70"}
+    lines = ["[blue]", "template: blue.png", *(f"mask_{name}: {at}" for name, at in points.items())]
+    (folder / "masks.cfg").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(crops: Path, portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `unmask data tracker` makes of the crops, a labelled scene and a still, all of the portrait."""
+    folder = tmp_path_factory.mktemp("tracker")
+    scenes, stills = folder / "scenes", folder / "incorrect"
+    scenes.mkdir()
+    stills.mkdir()
+    names = [next(f"{n}.png" for n in range(100) if is_validation_scene(f"{n}.png") == kept) for kept in (False, True)]
+    with (scenes / "boxes.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "label", "x0", "y0", "x1", "y1"])
+        for name in names:
+            cv2.imwrite(str(scenes / name), portrait.masked[..., ::-1])
+            rows.writerow([name, "with_mask", *np.round(box_of(portrait.landmarks)).astype(int)])
+    cv2.imwrite(str(stills / "still.png"), portrait.masked[..., ::-1])
+    out = folder / "data"
+    command = ["data", "tracker", str(crops), "--scenes", str(scenes), "--stills", str(stills), "-o", str(out)]
+    result = CliRunner().invoke(app, [*command, "--textures", str(template(folder / "textures")), "--variants", "4"])
+    assert result.exit_code == 0, result.output
+    assert "12 drawn faces and 2 real ones" in result.output
+    return out
+
+
+def test_data_for_the_tracker_leave_validation_out(data: Path, portrait: Portrait) -> None:
+    made = TrackerData.open(data)
+    assert made.faces.shape == (12, 160, 160, 3)
+    assert {BARE, MASKED} <= set(made.kinds.tolist())
+    scene, still = made.scenes
+    assert scene.kinds.tolist() == [MASKED]
+    assert KINDS[still.kinds[0]] == "worn wrongly"
+    assert overlap(still.boxes, box_of(portrait.landmarks)[None])[0, 0] > 0.6
+    eyes = portrait.landmarks[[33, 133], :2].mean(axis=0)
+    assert np.linalg.norm(scene.points[0, 0] - eyes) < 8, "the points of a labelled face are found"
+
+
+def test_scenes_without_boxes_are_a_mistake(crops: Path, tmp_path: Path) -> None:
+    command = ["data", "tracker", str(crops), "--scenes", str(tmp_path), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--textures", str(template(tmp_path / "t")), "--variants", "1"])
+    assert isinstance(result.exception, UserError)
+    assert "boxes.csv" in str(result.exception)
+    with pytest.raises(UserError, match="unmask data tracker"):
+        TrackerData.open(tmp_path)
+
+
+def test_cells_are_given_to_the_faces_around_them() -> None:
+    boxes = np.array([(10, 10, 30, 34), (100, 60, 240, 220), (280, 280, 310, 318)], np.float32)
+    points = np.full((3, 5, 2), np.nan, np.float32)
+    picture = detector.Picture(np.zeros((320, 320, 3), np.uint8), boxes, np.array([0, 2, -1]), points)
+    centres = cell_centres(320, 320)
+    sides = np.concatenate([np.full((320 // s) ** 2, s) for s in STRIDES])
+    face, which = detector.assign(picture, centres, sides)
+    for number, stride in ((0, 8), (1, 32)):
+        box, mine = boxes[number], (face == 1) & (which == number)
+        assert mine.any()
+        assert set(sides[mine].tolist()) == {stride}
+        assert ((centres[mine] > box[:2]) & (centres[mine] < box[2:])).all()
+    inside = ((centres > boxes[2, :2]) & (centres < boxes[2, 2:])).all(axis=1)
+    assert (face[inside] == -1).all(), "a face that is not to be learnt is left in peace"
+    assert (face[:40] == 0).all(), "nothing is to be found at the upper border"
+
+
+def recipe(crops: Path, data: Path, out: Path, *overrides: str) -> Recipe:
+    """The recipe that ships, made short."""
+    textures = data.parent / "textures"
+    places = [f"crops={crops}", f"tracker={data}", f"textures={textures}", f"out={out}", "epoch=4"]
+    sizes = [f"phases.{i}.{key}" for i in range(2) for key in ("steps=2", "size=128", "batch=2")]
+    return load_recipe("detector", [*places, *sizes, *overrides])
+
+
+def test_the_detector_trains_resumes_and_ships(crops: Path, data: Path, tmp_path: Path) -> None:
+    whole, part = (recipe(crops, data, tmp_path / name) for name in ("whole", "part"))
+    figures = trainer_of(whole).fit()
+    assert figures["validation_giou"] == pytest.approx(1 - figures["validation_box"])
+    trainer_of(msgspec.structs.replace(part, phases=part.phases[:1])).fit()
+    trainer_of(part).fit()  # goes on after the first phase
+    straight, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "part"))
+    assert straight["done"] == resumed["done"] == 4
+    for name, value in straight["model"].items():
+        torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
+    command = ["export", "detector", str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "detector.onnx").stat().st_size < 1.5e6
+    with pytest.raises(UserError, match=r"benchmarks/tracking\.py"):
+        evaluate_run(tmp_path / "whole", None, 8, lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tracker=", "unmask data tracker"),
+        ("losses.l1=1", "cannot be chosen"),
+        ("augmentation=[{name: RandomGaussianBlur}]", "boxes"),
+        ("split.fold=1", "by hash"),
+        ("phases.1.size=100", "multiple of 32"),
+    ],
+)
+def test_what_a_detector_cannot_do_is_said(
+    override: str, message: str, crops: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer_of(recipe(crops, data, tmp_path / "run", override))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_the_detector_can_be_seen(crops: Path, data: Path, tmp_path: Path) -> None:
+    sheet = preview_sheet(recipe(crops, data, tmp_path / "run"), 0)
+    assert sheet.shape[1:] == (128, 3)
+    assert sheet[30:].std() > 10
+
+
+@pytest.mark.parametrize("size", [WIDE, (160, 160)])
+def test_openvino_agrees_with_pytorch(size: tuple[int, int]) -> None:
+    runtime = load_runtime("detector", weights_file("detector.safetensors"))
+    torch.manual_seed(0)
+    picture = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = runtime(picture).numpy()
+    found = compile_for_cpu("detector.onnx", "f32", 1, size).create_infer_request().infer([picture.numpy()])[0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def on_canvas(rgb: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The portrait on a grey picture for the detector, and the map that placed it."""
+    place = np.array([[scale, 0, 320 - 268 * scale], [0, scale, 190 - 245 * scale]])
+    return cv2.warpAffine(rgb, place, WIDE[::-1], flags=cv2.INTER_AREA, borderValue=(110, 110, 110)), place
+
+
+def best(found: list[Detection]) -> Detection:
+    assert found, "no face was found"
+    return found[0]
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_shipped_detector_finds_faces_and_sees_their_masks(portrait: Portrait, masked: bool, scale: float) -> None:
+    picture, place = on_canvas(portrait.masked if masked else portrait.bare, scale)
+    found = best(MaskedFaceDetector(WIDE)(picture, 0.4))
+    truth = portrait.landmarks[:, :2] @ place[:, :2].T + place[:, 2]
+    box = np.concatenate([truth.min(axis=0), truth.max(axis=0)])[None].astype(np.float32)
+    assert overlap(np.array([found.box_px], np.float32), box)[0, 0] > 0.6
+    eye = truth[[33, 133]].mean(axis=0)
+    assert np.linalg.norm(found.keypoints_px[0] - eye) < 0.15 * (box[0, 2] - box[0, 0])
+    assert KINDS[int(np.argmax(found.kinds))] == ("masked" if masked else "bare")
+
+
+def test_the_shipped_detector_finds_nothing_in_nothing() -> None:
+    y, x = np.mgrid[: WIDE[0], : WIDE[1]]
+    for grey in (np.full_like(x, 128), x * 255 // WIDE[1], 255 * ((x // 32 + y // 32) % 2)):
+        picture = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+        assert MaskedFaceDetector(WIDE)(picture, 0.4) == []

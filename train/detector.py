@@ -1,0 +1,402 @@
+"""Trains the detector: real scenes with labelled boxes, portraits, and drawn faces pasted at many sizes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.errors import UserError
+from unmask.models.geometry import transform_points
+from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres
+from unmask.train.config import Phase, Recipe, Split
+from unmask.train.loop import Indices, Trainer, channels_last
+from unmask.train.objectives import on_device, split_batch
+from unmask.train.optimizers import make_optimizer
+from unmask.train.tracker_data import TrackerData, box_of, draw_face, five_points, overlap
+from unmask.train.views import as_filmed
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+SMALLEST: Final = 7.0
+"""Faces below this size in px are neither to be found nor to be passed over."""
+
+_SIZES: Final = ((0.0, 44.0), (38.0, 104.0), (90.0, math.inf))
+"""Which faces each level finds, by their longer side in px."""
+
+_TOLERANCE: Final = 1.6
+"""A level that is off by less than this factor is left in peace where such a face is."""
+
+_RADIUS: Final = 1.5
+"""Cells so near to the middle of a face, in strides, are to find it."""
+
+_MIRRORED_POINTS: Final = np.array([1, 0, 2, 4, 3])
+_SIZE_RANGE: Final = (11.0, 260.0)
+_MOST_ENLARGED: Final = 3.0
+_VALIDATION_GROUPS: Final = 4
+
+_WEIGHTS: Final = {"face": 1.0, "box": 2.0, "kind": 0.3, "points": 1.0}
+"""Of the losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A training picture.
+
+    Attributes:
+        rgb: (S, S, 3) uint8.
+        boxes: (N, 4) float32 px.
+        kinds: (N,) int64, indices into `KINDS`; -1 for what is neither to be found nor to be passed over.
+        points: (N, 5, 2) float32 px, NaN where they are not known.
+    """
+
+    rgb: U8
+    boxes: F32
+    kinds: I64
+    points: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """P cells. rgb (N, 3, S, S) 0..1; face (N, P) 1 where a face is to be found, 0 where there is none, -1 where
+    neither matters; box (N, P, 4) x0, y0, x1, y1 px; kind (N, P) int64; points (N, P, 5, 2) px, NaN where they are not
+    known."""
+
+    rgb: Tensor
+    face: Tensor
+    box: Tensor
+    kind: Tensor
+    points: Tensor
+
+
+def _moved(picture: Picture, matrix: F64, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """A picture through a similarity, into (width, height) px; boxes stay upright. What is cut off too far is left to
+    nobody."""
+    zoom = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+    rgb = picture.rgb
+    inner = matrix
+    if zoom < 0.6:
+        rgb = np.asarray(cv2.resize(rgb, None, fx=2 * zoom, fy=2 * zoom, interpolation=cv2.INTER_AREA), np.uint8)
+        scale = np.array([picture.rgb.shape[1] / rgb.shape[1], picture.rgb.shape[0] / rgb.shape[0]])
+        inner = matrix @ np.diag([*scale, 1.0])
+    if rng.random() < 0.5:
+        out = cv2.warpAffine(rgb, inner, size, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        out = cv2.warpAffine(rgb, inner, size, borderValue=tuple(float(v) for v in rng.uniform(0, 255, 3)))
+    middles = np.asarray((picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2, np.float32)
+    centres = transform_points(matrix, middles)
+    half = zoom * (picture.boxes[:, 2:] - picture.boxes[:, :2]) / 2
+    boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
+    seen = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
+    share = np.prod(seen[:, 2:] - seen[:, :2], axis=1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-6)
+    small = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) < SMALLEST
+    kinds = np.where((share < 0.55) | small, -1, picture.kinds)
+    points = transform_points(matrix, picture.points.reshape(-1, 2)).reshape(-1, POINTS, 2)
+    kept = share > 0.02
+    return Picture(np.asarray(out, np.uint8), boxes[kept], kinds[kept], points[kept])
+
+
+def _random_turn(rng: np.random.Generator) -> float:
+    """Degrees: mostly about upright, sometimes anything to 45."""
+    return float(rng.uniform(-45, 45)) if rng.random() < 0.2 else float(rng.normal(0, 7))
+
+
+def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """A part of a real scene in which one of its faces, if there are any, has a size drawn at random."""
+    scene = data.scenes[int(rng.integers(len(data.scenes)))]
+    height, width = scene.rgb.shape[:2]
+    focus = rng.uniform(0, 1, 2) * (width, height)
+    zoom = float(np.exp(rng.uniform(-0.7, 0.7))) * max(size) / max(height, width)
+    if len(scene.boxes):
+        box = scene.boxes[int(rng.integers(len(scene.boxes)))]
+        wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], min(_SIZE_RANGE[1], 0.9 * min(size))))))
+        zoom = wanted / float((box[2:] - box[:2]).max())
+        focus = (box[:2] + box[2:]) / 2
+    zoom = min(zoom, _MOST_ENLARGED)
+    matrix = cv2.getRotationMatrix2D((float(focus[0]), float(focus[1])), _random_turn(rng), zoom)
+    matrix[:, 2] += rng.uniform(0.15, 0.85, 2) * size - focus
+    return _moved(Picture(scene.rgb, scene.boxes, scene.kinds, scene.points), matrix.astype(np.float64), size, rng)
+
+
+def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.Generator) -> Picture:
+    """Drawn faces put where there is room, with what surrounds them, in soft-edged ovals and rectangles."""
+    rgb = picture.rgb.copy()
+    boxes, kinds, points = list(picture.boxes), list(picture.kinds), list(picture.points)
+    height, width = rgb.shape[:2]
+    for index in rng.integers(len(data.kinds), size=count):
+        mesh = data.points[index]
+        source = box_of(mesh)
+        wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], 0.7 * min(height, width)))))
+        zoom = wanted / float((source[2:] - source[:2]).max())
+        middle = (source[:2] + source[2:]) / 2
+        at = rng.uniform(0.02, 0.98, 2) * (width, height)
+        matrix = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), _random_turn(rng), zoom)
+        matrix[:, 2] += at - middle
+        half = zoom * (source[2:] - source[:2]) / 2
+        box = np.concatenate([at - half, at + half]).astype(np.float32)
+        if boxes and overlap(_wider(box)[None], np.array(boxes)).max() > 0.02:
+            continue
+        _paste(rgb, np.asarray(data.faces[index]), np.asarray(data.inside[index]), matrix.astype(np.float64), zoom, rng)
+        inside = np.clip(box, 0, [width, height, width, height])
+        share = np.prod(inside[2:] - inside[:2]) / np.prod(box[2:] - box[:2])
+        boxes.append(box)
+        kinds.append(int(data.kinds[index]) if share > 0.55 and wanted >= SMALLEST else -1)
+        points.append(transform_points(matrix.astype(np.float64), five_points(mesh)))
+    return Picture(
+        rgb,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(kinds, np.int64),
+        np.array(points, np.float32).reshape(-1, POINTS, 2),
+    )
+
+
+def _wider(box: F32) -> F32:
+    size = 0.35 * (box[2:] - box[:2])
+    return np.concatenate([box[:2] - size, box[2:] + size]).astype(np.float32)
+
+
+def _paste(target: U8, face: U8, inside: U8, matrix: F64, zoom: float, rng: np.random.Generator) -> None:
+    size = face.shape[0]
+    alpha = np.zeros(inside.shape, np.uint8)
+    if rng.random() < 0.5:
+        axes = (round(size * rng.uniform(0.4, 0.5)), round(size * rng.uniform(0.46, 0.56)))
+        cv2.ellipse(alpha, (size // 2, round(0.5 * size)), axes, 0, 0, 360, 255, -1)
+    else:
+        alpha[2:-2, 2:-2] = 255
+    alpha = np.minimum(alpha, cv2.erode(inside, np.ones((5, 5), np.uint8)))
+    if rng.random() < 0.7:
+        alpha = np.asarray(cv2.blur(alpha, (9, 9)), np.uint8)
+    if zoom < 0.6:
+        face, alpha = (
+            np.asarray(cv2.resize(x, None, fx=2 * zoom, fy=2 * zoom, interpolation=cv2.INTER_AREA), np.uint8)
+            for x in (face, alpha)
+        )
+        matrix = matrix @ np.diag([size / face.shape[1], size / face.shape[0], 1.0])
+    corners = np.array([(0, 0), (face.shape[1], 0), (0, face.shape[0]), face.shape[1::-1]], np.float32)
+    placed = transform_points(matrix, corners)
+    low = np.clip(np.floor(placed.min(axis=0)), 0, target.shape[1::-1]).astype(int)
+    high = np.clip(np.ceil(placed.max(axis=0)), 0, target.shape[1::-1]).astype(int)
+    if (high - low < 2).any():
+        return
+    moved = matrix.copy()
+    moved[:, 2] -= low
+    box = (int(high[0] - low[0]), int(high[1] - low[1]))
+    weight = cv2.warpAffine(alpha, moved, box)[..., None].astype(np.float32) / 255
+    shown = cv2.warpAffine(face, moved, box, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    shown *= np.exp(rng.normal(0, 0.25))
+    region = target[low[1] : high[1], low[0] : high[0]]
+    region[...] = np.clip(region + weight * (shown - region), 0, 255).astype(np.uint8)
+
+
+def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Picture:
+    """A picture to train on: one scene or four, pasted faces, light and camera as they come."""
+    if rng.random() < 0.45:
+        x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * size)
+        parts = [((0, 0), (x, y)), ((x, 0), (size - x, y)), ((0, y), (x, size - y)), ((x, y), (size - x, size - y))]
+        rgb = np.zeros((size, size, 3), np.uint8)
+        tiles = []
+        for (left, top), extent in parts:
+            tile = draw_scene(data, extent, rng)
+            rgb[top : top + extent[1], left : left + extent[0]] = tile.rgb
+            tiles.append((tile, np.array([left, top], np.float32)))
+        picture = Picture(
+            rgb,
+            np.concatenate([t.boxes + np.tile(corner, 2) for t, corner in tiles]),
+            np.concatenate([t.kinds for t, _ in tiles]),
+            np.concatenate([t.points + corner for t, corner in tiles]),
+        )
+    else:
+        picture = draw_scene(data, (size, size), rng)
+    if rng.random() < 0.6:
+        picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng)
+    rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points
+    if rng.random() < 0.5:
+        rgb = rgb[:, ::-1].copy()
+        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
+        points = (np.array([size, 0]) + points * np.array([-1, 1]))[:, _MIRRORED_POINTS]
+    return Picture(rgb, boxes.astype(np.float32), picture.kinds, points.astype(np.float32))
+
+
+def assign(picture: Picture, centres: F32, sides: npt.NDArray[np.int64]) -> tuple[F32, I64]:
+    """Which cell is to find which face.
+
+    Args:
+        centres: (P, 2) float32 px, of the cells.
+        sides: (P,) their strides.
+
+    Returns:
+        (P,) float32: 1, 0 or -1 as in `Batch.face`; and (P,) int64, the face of each cell with 1.
+    """
+    face, which = np.zeros(len(centres), np.float32), np.zeros(len(centres), np.int64)
+    sizes = (picture.boxes[:, 2:] - picture.boxes[:, :2]).max(axis=1, initial=0)
+    for number in np.argsort(-sizes):  # where faces overlap, the smaller one is in front
+        box, size = picture.boxes[number], sizes[number]
+        away = np.abs(centres - (box[:2] + box[2:]) / 2).max(axis=1)
+        within = (away < size / 2) & (centres >= box[:2]).all(axis=1) & (centres <= box[2:]).all(axis=1)
+        if picture.kinds[number] < 0:
+            face[within] = -1
+            continue
+        for stride, (low, high) in zip(STRIDES, _SIZES, strict=True):
+            level = sides == stride
+            if low <= size < high:
+                near = level & (away < _RADIUS * stride) & within
+                near[np.flatnonzero(level)[np.argmin(away[level])]] = True
+                face[near], which[near] = 1, number
+            elif low / _TOLERANCE <= size < high * _TOLERANCE:
+                face[level & (away < 0.3 * size) & (face == 0)] = -1
+    return face, which
+
+
+class DetectorTrainer(Trainer[Batch]):
+    """The detector and its losses.
+
+    Args:
+        recipe: what to do.
+        build: makes the network, with random weights.
+
+    Raises:
+        UserError: the recipe asks for what a detector cannot do, or `tracker` is no folder of its data.
+    """
+
+    figure: ClassVar[str] = "validation_giou"
+
+    def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
+        _check(recipe)
+        torch.manual_seed(recipe.seed)
+        self.data = TrackerData.open(Path(recipe.tracker))
+        model = channels_last(build()).to(recipe.device)
+        super().__init__(recipe.model, recipe, model, make_optimizer(recipe.optimizer, model))
+
+    def batch(self, phase: Phase, seed: int) -> Batch:
+        rng = np.random.default_rng(seed)
+        return collate([draw_picture(self.data, phase.size, rng) for _ in range(phase.batch)])
+
+    def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
+        self.begin(phase, step)
+        share = 1.0 / self.recipe.accumulate
+        figures: dict[str, float] = {}
+        for part in split_batch(batch, self.recipe.accumulate, self.device):
+            with self.autocast():
+                out = self.model(part.rgb)
+            found = losses(out, part)
+            self.backward(share * torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum())
+            for name, value in found.items():
+                figures[name] = figures.get(name, 0.0) + share * value.item()
+        self.update()
+        return figures
+
+    @torch.no_grad()
+    def validate(self, size: int) -> dict[str, float]:
+        """The losses of the averaged weights on validation faces pasted onto grey, and the mean generalised IoU of the
+        boxes that their cells give."""
+        model = self.averaged()
+        total: dict[str, float] = {}
+        groups = list(self.validation_groups())[:_VALIDATION_GROUPS]
+        for seed, indices in groups:
+            batch = on_device(self._validation_batch(size, seed, indices), self.device)
+            for name, value in losses(model(batch.rgb), batch).items():
+                total[name] = total.get(name, 0.0) + value.item() / len(groups)
+        return {f"validation_{name}": value for name, value in total.items()} | {"validation_giou": 1 - total["box"]}
+
+    def _validation_batch(self, size: int, seed: int, indices: Indices) -> Batch:
+        rng = np.random.default_rng(seed)
+        drawn = [draw_face(self.faces, int(i), self.templates, rng) for i in indices]
+        data = TrackerData(
+            np.stack([d.rgb for d in drawn]),
+            np.stack([d.inside for d in drawn]),
+            np.stack([d.points for d in drawn]),
+            np.array([d.kind for d in drawn], np.uint8),
+            (),
+        )
+        empty = Picture(
+            np.full((size, size, 3), 120, np.uint8),
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros((0, POINTS, 2), np.float32),
+        )
+        return collate([paste_faces(empty, data, 8, rng) for _ in range(8)])
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what a detector's run would leave out in silence. Raises UserError."""
+    if not recipe.tracker:
+        raise UserError("tracker: the detector needs a folder written by `unmask data tracker`")
+    if recipe.losses or any(phase.losses for phase in recipe.phases):
+        raise UserError("losses: the detector has its own, which cannot be chosen; leave the key out")
+    if recipe.augmentation:
+        raise UserError("augmentation: it would not move the boxes of faces; the detector draws its own")
+    if recipe.split != Split():
+        raise UserError("split: `unmask data tracker` has split the faces of the detector by hash; leave the key out")
+    if any(phase.size % max(STRIDES) for phase in recipe.phases):
+        raise UserError(f"phases: size must be a multiple of {max(STRIDES)} for the detector")
+
+
+def collate(pictures: list[Picture]) -> Batch:
+    """Put pictures of one size together, with what each cell is to find."""
+    size = pictures[0].rgb.shape[0]
+    centres = cell_centres(size, size)
+    sides = np.concatenate([np.full((size // s) ** 2, s) for s in STRIDES])
+    count = len(centres)
+    rows: list[tuple[npt.NDArray[Any], ...]] = []
+    for picture in pictures:
+        wanted, which = assign(picture, centres, sides)
+        if len(picture.boxes):
+            rows.append((wanted, picture.boxes[which], np.maximum(picture.kinds, 0)[which], picture.points[which]))
+        else:
+            rows.append((wanted, np.zeros((count, 4)), np.zeros(count, np.int64), np.zeros((count, POINTS, 2))))
+    face, box, kind, points = (torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True))
+    rgb = torch.from_numpy(np.stack([p.rgb for p in pictures])).permute(0, 3, 1, 2).float() / 255
+    rgb = rgb.contiguous(memory_format=torch.channels_last)
+    return Batch(rgb, face, box.float(), kind, points.float())
+
+
+def losses(out: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """What the network is taught: to be as sure of a face as its box is right (quality focal loss, Li et al. 2020,
+    arXiv:2006.04388), the box (GIoU, Rezatofighi et al. 2019, arXiv:1902.09630), the kind, the points.
+
+    Args:
+        out: (N, P, CHANNELS), as the network gives it.
+    """
+    assert out.shape[-1] == CHANNELS
+    size = batch.rgb.shape[-1]
+    centres = torch.from_numpy(cell_centres(size, size)).to(out.device)
+    found = batch.face == 1
+    count = found.sum().clamp(min=1)
+    logits, sides, kinds, points = torch.split(out.float(), [1, 4, len(KINDS), 2 * POINTS], dim=2)
+    middle = centres.expand(len(out), -1, -1)[found]
+    boxes = torch.cat([middle - sides[found][:, :2], middle + sides[found][:, 2:]], dim=1)
+    iou, giou = _iou(boxes, batch.box[found])
+    target = torch.zeros_like(batch.face)
+    target[found] = iou.detach().clamp(min=0.1)
+    entropy = F.binary_cross_entropy_with_logits(logits[..., 0], target, reduction="none")
+    focus = (logits[..., 0].sigmoid() - target).abs().square()
+    wanted = batch.points[found]
+    known = wanted.isfinite().all(dim=2).all(dim=1)
+    scale = (batch.box[found][:, 2:] - batch.box[found][:, :2]).amax(dim=1)[:, None, None]
+    away = (points[found].reshape(-1, POINTS, 2) + middle[:, None] - wanted)[known] / scale[known]
+    return {
+        "face": (focus * entropy)[batch.face >= 0].sum() / count,
+        "box": (1 - giou).sum() / count,
+        "kind": F.cross_entropy(kinds[found], batch.kind[found], reduction="sum") / count,
+        "points": F.smooth_l1_loss(away, torch.zeros_like(away), beta=0.05, reduction="sum")
+        / (2 * POINTS * known.sum().clamp(min=1)),
+    }
+
+
+def _iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU of (N, 4) boxes, pair by pair."""
+    both = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(dim=1)
+    either = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - both
+    iou = both / either.clamp(min=1e-6)
+    return iou, iou - (hull - either) / hull.clamp(min=1e-6)

@@ -1,0 +1,271 @@
+"""Data for the detector, made once: bare faces with synthetic masks, and pictures with real ones.
+
+What is drawn is kept as arrays, because drawing a mask takes longer than a step of training. Masks are drawn on a face
+whose points are known from before, so that hidden points have labels too (MediaPipe's mesh on the bare face).
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from unmask.errors import UserError
+from unmask.models.rows import KINDS, POINTS
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, read_rgb
+from unmask.train.masks import Worn, random_outline
+from unmask.train.materials import (
+    Masked,
+    Template,
+    draw_mask,
+    grow_beard,
+    load_templates,
+    put_in_front,
+    wear_template,
+)
+from unmask.train.segmenter import background
+from unmask.train.turning import random_turn, turn_head
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+FACE_SIZE: Final = 160
+"""Width and height of a drawn face in px."""
+
+MASKED, WRONGLY, BARE = range(len(KINDS))
+_LABELS: Final = {"with_mask": MASKED, "with_incorrect_mask": WRONGLY, "without_mask": BARE}
+
+_TURNED_SHARE: Final = 0.25
+_SCENE_VALIDATION: Final = 3
+"""One scene in so many is kept for validation."""
+
+_PASSED: Final = 0.4
+"""Overlap (IoU) from which on a found face and a labelled box are the same."""
+
+
+def is_validation_scene(name: str) -> bool:
+    """Whether a picture with labelled boxes is kept for validation, by the SHA-256 of its file name."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % _SCENE_VALIDATION == 0
+
+
+def five_points(landmarks: F32) -> F32:
+    """(5, 2) float32: the detector's points (`unmask.models.rows`) from (468, 2 or more) of the mesh."""
+    p = landmarks[:, :2]
+    return np.stack([(p[33] + p[133]) / 2, (p[263] + p[362]) / 2, p[1], p[61], p[291]]).astype(np.float32)
+
+
+def box_of(landmarks: F32) -> F32:
+    """(4,) float32 x0, y0, x1, y1 around the points."""
+    return np.concatenate([landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFace:
+    """A face as it is drawn for training.
+
+    Attributes:
+        rgb: (S, S, 3) uint8, S = `FACE_SIZE`.
+        inside: (S, S) uint8, 0 beyond the picture's border.
+        points: (468, 3) float32 px, hidden ones too.
+        kind: index into `KINDS`.
+    """
+
+    rgb: U8
+    inside: U8
+    points: F32
+    kind: int
+
+
+def draw_face(faces: FaceCrops, index: int, templates: Sequence[Template], rng: np.random.Generator) -> DrawnFace:
+    """A bare face with a mask worn in some way, or none, perhaps turned, perhaps with something in front of it."""
+    face = augment(faces, index, FACE_SIZE, rng, 0.0)
+    rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.15 else face.rgb
+    masked, kind = Masked(rgb, np.zeros(rgb.shape[:2], np.float32)), BARE
+    if rng.random() < 0.72:
+        worn: Worn = ("well", "under-nose", "under-mouth")[int(rng.choice(3, p=[0.8, 0.12, 0.08]))]
+        kind = MASKED if worn == "well" else WRONGLY
+        if templates and kind == MASKED and rng.random() < 0.45:
+            masked = wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
+        else:
+            masked = draw_mask(rgb, face.points, rng, outline=random_outline(rng, worn))
+    points, inside = face.points, face.inside
+    if rng.random() < _TURNED_SHARE:
+        behind = background(faces, FACE_SIZE, rng)
+        masked, points = turn_head(masked, points, behind, random_turn(rng))
+        inside = np.ones_like(inside)
+    if rng.random() < 0.2:
+        masked = put_in_front(masked, rgb, points, rng)
+    picture = np.asarray(np.rint(np.clip(masked.rgb, 0, 1) * 255), np.uint8)
+    return DrawnFace(picture, (inside * 255).astype(np.uint8), points.astype(np.float32), kind)
+
+
+def prepare_faces(crops: Path, textures: Path, out: Path, variants: int, progress: Callable[[int, int], None]) -> int:
+    """Draw each training face several times.
+
+    Writes `faces.npy` (N, S, S, 3) uint8, `inside.npy` (N, S, S) uint8, `points.npy` (N, 468, 3) float32 px and
+    `kinds.npy` (N,) uint8.
+
+    Args:
+        crops: folder written by `unmask data crops`; its validation split is left out.
+        textures: folder of mask pictures.
+        out: made if need be.
+        variants: how often each face is drawn.
+        progress: is told how many of how many are done.
+
+    Returns:
+        N.
+    """
+    faces, templates = FaceCrops.open(crops), load_templates(textures)
+    indices = np.random.default_rng(0).permutation(np.tile(faces.split(False), variants))
+    out.mkdir(parents=True, exist_ok=True)
+    count, side = len(indices), FACE_SIZE
+    rgb = np.lib.format.open_memmap(out / "faces.npy", "w+", np.uint8, (count, side, side, 3))
+    inside = np.lib.format.open_memmap(out / "inside.npy", "w+", np.uint8, (count, side, side))
+    points = np.zeros((count, 468, 3), np.float32)
+    kinds = np.zeros(count, np.uint8)
+    for position, index in enumerate(indices):
+        progress(position, count)
+        drawn = draw_face(faces, int(index), templates, np.random.default_rng(position))
+        rgb[position], inside[position] = drawn.rgb, drawn.inside
+        points[position], kinds[position] = drawn.points, drawn.kind
+    np.save(out / "points.npy", points)
+    np.save(out / "kinds.npy", kinds)
+    return count
+
+
+def read_boxes(folder: Path) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
+    """The boxes of a folder of scenes: by file name, kind and x0, y0, x1, y1 in px.
+
+    Raises:
+        UserError: there is no `boxes.csv`.
+    """
+    try:
+        with (folder / "boxes.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"'{folder}' has no boxes.csv with the columns file,label,x0,y0,x1,y1") from error
+    boxes: dict[str, list[tuple[int, tuple[float, ...]]]] = {}
+    for row in rows:
+        box = tuple(float(row[side]) for side in ("x0", "y0", "x1", "y1"))
+        boxes.setdefault(row["file"], []).append((_LABELS[row["label"]], box))
+    return boxes
+
+
+def overlap(a: F32, b: F32) -> F32:
+    """IoU of boxes: (N, 4) and (M, 4) to (N, M) float32."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = np.prod(np.clip(high - low, 0, None), axis=2)
+    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b))
+    return np.asarray(both / np.maximum(area_a[:, None] + area_b[None] - both, 1e-6), np.float32)
+
+
+def prepare_scenes(
+    scenes: Path,
+    stills: Sequence[Path],
+    locate: Callable[[U8], Sequence[F32]],
+    out: Path,
+    progress: Callable[[int, int], None],
+) -> int:
+    """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
+
+    Labelled scenes have their boxes; points are added where a found face fits a box. In stills, whose folder says how
+    the mask is worn (`incorrect`: wrongly), the found faces are the boxes.
+
+    Args:
+        scenes: pictures with `boxes.csv`; the validation third is left out.
+        stills: folders of portraits of masked people, without labels.
+        locate: gives the (468, 3) landmarks of the faces of an RGB picture.
+        out: where the files are written.
+        progress: is told how many of how many pictures are done.
+
+    Returns:
+        How many faces are listed.
+    """
+    boxes = read_boxes(scenes)
+    todo: list[tuple[Path, list[tuple[int, tuple[float, ...]]] | None]] = [
+        (scenes / name, found) for name, found in sorted(boxes.items()) if not is_validation_scene(name)
+    ]
+    todo += [(p, None) for f in stills for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
+    listed: list[dict[str, Any]] = []
+    points: list[F32] = []
+    for done, (path, labelled) in enumerate(todo):
+        progress(done, len(todo))
+        seen = list(locate(read_rgb(path)))
+        if labelled is None:
+            kind = WRONGLY if path.parent.name == "incorrect" else MASKED
+            labelled = [(kind, tuple(float(v) for v in box_of(p))) for p in seen]
+        faces = []
+        for kind, box in labelled:
+            fits = [overlap(np.array([box], np.float32), box_of(p)[None])[0, 0] for p in seen]
+            row = -1
+            if fits and max(fits) > _PASSED:
+                row = len(points)
+                points.append(seen[int(np.argmax(fits))])
+            faces.append({"kind": kind, "box": box, "points": row})
+        if faces:
+            listed.append({"file": str(path.resolve()), "faces": faces})
+    np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
+    (out / "scenes.json").write_text(json.dumps(listed))
+    return sum(len(entry["faces"]) for entry in listed)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture with its faces.
+
+    Attributes:
+        rgb: (H, W, 3) uint8.
+        boxes: (N, 4) float32 px.
+        kinds: (N,) int64, indices into `KINDS`.
+        points: (N, 5, 2) float32 px, NaN where they are not known.
+    """
+
+    rgb: U8
+    boxes: F32
+    kinds: npt.NDArray[np.int64]
+    points: F32
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerData:
+    """What `unmask data tracker` wrote.
+
+    Attributes:
+        faces: (N, S, S, 3) uint8, drawn faces.
+        inside: (N, S, S) uint8, 0 beyond the picture's border.
+        points: (N, 468, 3) float32 px.
+        kinds: (N,) uint8, indices into `KINDS`.
+        scenes: real ones.
+    """
+
+    faces: U8
+    inside: U8
+    points: F32
+    kinds: U8
+    scenes: tuple[Scene, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "TrackerData":
+        """Raises UserError where the folder was not written by `unmask data tracker`."""
+        try:
+            listed = json.loads((folder / "scenes.json").read_text())
+            mesh = np.load(folder / "scene_points.npy")
+            faces, inside = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("faces", "inside"))
+            points, kinds = np.load(folder / "points.npy"), np.load(folder / "kinds.npy")
+        except OSError as error:
+            raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
+        return cls(faces, inside, points, kinds, tuple(_scene(entry, mesh) for entry in listed))
+
+
+def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
+    faces = entry["faces"]
+    unknown = np.full((POINTS, 2), np.nan, np.float32)
+    points = np.array([five_points(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
+    kinds = np.array([f["kind"] for f in faces], np.int64)
+    boxes = np.array([f["box"] for f in faces], np.float32)
+    return Scene(read_rgb(Path(entry["file"])), boxes.reshape(-1, 4), kinds, points.reshape(-1, POINTS, 2))
