@@ -41,7 +41,7 @@ def test_clip_holds_the_faces_it_should(faces: int, tmp_path: Path) -> None:
     assert len(frames) == 3
     assert frames[0].shape == (480, 854, 3)
     found = len(crops_of_faces(np.asarray(frames[0], np.uint8)))
-    # Where x264 runs on another number of cores its pictures differ a little, and among many faces one more may be seen.
+    # x264's pictures differ a little with the number of cores, and among many faces one more may be seen.
     assert faces <= found <= faces + (faces > 1)
 
 
