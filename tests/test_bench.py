@@ -96,15 +96,14 @@ def test_live_latency_comes_with_its_distribution(tmp_path: Path) -> None:
 
 
 def test_memory_of_processes_counts_all_of_them_and_codecs_are_chosen() -> None:
-    threads, processes, hevc = measured(
+    processes, hevc = measured(
         [
-            Case(name="threads", lines=480, frames=10, codec="h264"),
             Case(name="processes", lines=480, frames=10, processes=True, codec="h264"),
             Case(name="hevc", lines=480, frames=4, codec="hevc"),
         ]
     )
     assert (processes.encoder, hevc.encoder) == ("libx264", "libx265")
-    assert processes.memory_mb > threads.memory_mb
+    assert processes.memory_mb > 300  # any one of the six processes has less
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
