@@ -103,7 +103,7 @@ def test_memory_of_processes_counts_all_of_them_and_codecs_are_chosen() -> None:
         ]
     )
     assert (processes.encoder, hevc.encoder) == ("libx264", "libx265")
-    assert processes.memory_mb > 300  # any one of the six processes has less
+    assert processes.memory_mb > 300
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
