@@ -121,8 +121,13 @@ class Finder(ABC):
         """Proposals, in px of the frame, best first: most faces in the view, and things that look like one."""
 
     @abstractmethod
+    def around(self, centre_px: F64, size_px: float) -> View:
+        """The view to look for a face of about `size_px` in that should be at `centre_px`."""
+
     def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
         """Proposals for a face of about `size_px` that should be at `centre_px`, best first."""
+        found = self.search(frame, self.around(centre_px, size_px))
+        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
     @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
@@ -186,11 +191,8 @@ class MediaPipeFinder(Finder):
         frame_from_view = inverse_affine(view.view_from_frame)
         return [moved(face, frame_from_view) for face in found]
 
-    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
-        half = size_px * _AROUND / 2
-        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
-        found = self.search(frame, _view(box, "full"))
-        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
+    def around(self, centre_px: F64, size_px: float) -> View:
+        return _view(box_around(centre_px, size_px * _AROUND), "full")
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
@@ -217,6 +219,12 @@ def box_centre(box: Box) -> F64:
 def box_size(box: Box) -> float:
     """The longer side of (x0, y0, x1, y1)."""
     return max(box[2] - box[0], box[3] - box[1])
+
+
+def box_around(centre_px: F64, side_px: float) -> Box:
+    """The square with a centre and a side, px."""
+    x, y, half = float(centre_px[0]), float(centre_px[1]), side_px / 2
+    return (x - half, y - half, x + half, y + half)
 
 
 def is_about(box: Box, centre_px: F64, size_px: float) -> bool:

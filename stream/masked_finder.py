@@ -17,6 +17,7 @@ from unmask.stream.face_finder import (
     Finder,
     Sighting,
     View,
+    box_around,
     box_centre,
     box_size,
     closer,
@@ -79,11 +80,8 @@ class MaskedFinder(Finder):
         frame_from_view = inverse_affine(view.view_from_frame)
         return [moved(face, frame_from_view) for face in found]
 
-    def search_around(self, frame: Frame, centre_px: F64, size_px: float) -> list[Detection]:
-        half = size_px * _AROUND / 2
-        box = (centre_px[0] - half, centre_px[1] - half, centre_px[0] + half, centre_px[1] + half)
-        found = self.search(frame, _view(box, "close"))
-        return [d for d in found if is_about(d.box_px, centre_px, size_px)]
+    def around(self, centre_px: F64, size_px: float) -> View:
+        return _view(box_around(centre_px, size_px * _AROUND), "close")
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
