@@ -54,7 +54,7 @@ _FITS_PER_FRAME: Final = 1
 _ROUNDS: Final = 2
 """How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
 
-_RUNS_PER_FRAME: Final = 3
+_RUNS_PER_FRAME: Final = 4
 """Runs of detectors after which a frame begins no close look, where the work is spread over frames. A search needs a
 frame of its own, and takes up to five; the frames after it save what that was too much."""
 
