@@ -12,6 +12,7 @@ import typer
 
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
+from unmask.options import PersonOption, personal
 from unmask.progress import say
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -164,6 +165,7 @@ def live(
     max_faces: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
+    person: PersonOption = None,
     tracker: Annotated[
         Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
     ] = DEFAULT_TRACKER,
@@ -219,7 +221,7 @@ def live(
         record=record,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces, engine, tracker=tracker),
+        pipeline=Settings(device, max_faces, engine, personal(person), tracker),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:
