@@ -1,11 +1,13 @@
 """A live run from its source to its outputs, and the report of it."""
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import cv2
 
 from unmask import __version__
 from unmask.errors import UnmaskError, UserError
@@ -172,6 +174,7 @@ def run_live(
 
     check_recording(settings)
     with ExitStack() as stack:
+        stack.enter_context(_one_thread_in_opencv())
         draft = _draft(settings, stack)
         first = connect_first(feed)
         unclaimed = stack.enter_context(ExitStack())
@@ -211,6 +214,17 @@ def run_live(
         if draft is not None and settings.record is not None:
             draft.keep_as(settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
+
+
+@contextmanager
+def _one_thread_in_opencv() -> Iterator[None]:
+    """The stages share the processors as they are; OpenCV's own threads would make them wait for each other."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _Watch:
