@@ -216,7 +216,7 @@ def doctor() -> None:
             print(f"  {line}")
 
 
-app.command()(live_cli.live)
+app.command(help=live_cli.LIVE_HELP)(live_cli.live)
 app.command(help=serve_cli.SERVE_HELP)(serve_cli.serve)
 app.add_typer(serve_cli.keys, name="keys")
 app.command()(bench_cli.bench)
