@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.stream.frame import Layout
 from unmask.stream.live import feed as feeds
 from unmask.stream.live import time_code
-from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, UrlFeed, connect_first, without_password
+from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, Shot, UrlFeed, connect_first, without_password
 from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.reader import Arrival, Reader
 from unmask.stream.live.sound_track import SoundTrack
@@ -179,6 +179,25 @@ def test_figures_count_what_was_taken_and_dropped() -> None:
 
 
 # --- sources that are not there ---------------------------------------------------------------------------------------
+
+
+def test_source_whose_pictures_turn_to_nonsense_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "nonsense.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 30, options={"tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for index in range(1000):
+            for packet in stream.encode(av.VideoFrame(64, 64, "yuv420p")):
+                sent = packet if index < 20 else av.Packet(b"\0\0\0\1\x65\xff\xff\xff")
+                sent.pts, sent.dts, sent.time_base, sent.stream = packet.pts, packet.dts, packet.time_base, stream
+                container.mux(sent)
+    connection = FileFeed(path, loop=False).connect()
+    items = connection.items()
+    for _ in range(15):
+        assert isinstance(next(items), Shot)
+    with pytest.raises(FeedLost, match="cannot be decoded"):
+        list(items)
+    connection.close()
 
 
 def test_urls_are_shown_without_passwords() -> None:

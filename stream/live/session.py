@@ -210,7 +210,8 @@ def run_live(
             cancel=cancel,
         )
         if not result.flushed or result.frames == 0:
-            raise UnmaskError(f"{feed.name}: stopped; nothing was written")
+            reason = "no picture came" if result.flushed else "stopped"
+            raise UnmaskError(f"{feed.name}: {reason}; nothing was written")
         if draft is not None and settings.record is not None:
             draft.keep_as(settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
