@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ from av.container import InputContainer
 from live_sources import flash_clip
 
 from unmask.errors import UserError
+from unmask.models.engine import Engine, EngineChoice, NetworkName, load
 from unmask.stream.frame import Layout
 from unmask.stream.live import feed as feeds
 from unmask.stream.live import time_code
@@ -20,7 +22,35 @@ from unmask.stream.live.reader import Arrival, Reader
 from unmask.stream.live.sound_track import SoundTrack
 from unmask.stream.live.state import SOUND_RATE, LiveState, Sound
 from unmask.stream.media import open_input
+from unmask.stream.pipeline import Settings, face_stages, live_frames
+from unmask.stream.stage import Context
+from unmask.stream.stages.inpaint import Inpaint
+from unmask.stream.stages.segment import Segment
 from unmask.stream.supervisor import Cancel
+
+# --- pace -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("processors", "frames", "threads"), [(1, 1, 1), (2, 2, 1), (4, 3, 1), (8, 3, 2)])
+def test_frames_under_way_share_the_processors(
+    processors: int, frames: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def load_and_note(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+        asked.append(choice.threads)
+        return load(network, choice, notice)
+
+    context = Context(Layout(64, 64), load=load_and_note)
+    with monkeypatch.context() as machine:
+        machine.setattr("os.sched_getaffinity", lambda pid: set(range(processors)), raising=False)
+        assert live_frames() == frames
+        stages = (*face_stages(Settings("cpu"), live=True), *face_stages(Settings("cpu")))
+    for stage in stages:
+        if isinstance(stage, Segment | Inpaint):
+            stage.open(context)
+    assert asked == [threads, threads, 0, 0]
+
 
 # --- time codes -------------------------------------------------------------------------------------------------------
 
