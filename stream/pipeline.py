@@ -60,11 +60,13 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
         live: no frame may take much longer than others, as the next one does not wait. Work that can wait is spread
             over frames, and the frames under way share the processors instead of each taking all of them.
     """
-    threads = max(1, _processors() // live_frames()) if live else 0
+    processors, frames = _processors(), live_frames()
+    # Whoever else has a frame meanwhile needs a processor too; the inpainter, the slowest by far, has all that are left.
+    segmenting, inpainting = (processors // frames, processors - frames + 1) if live else (0, 0)
     return (
         Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
-        Segment(settings.device, settings.engine, threads, spread=live),
-        Inpaint(settings.device, settings.engine, settings.person, threads),
+        Segment(settings.device, settings.engine, segmenting, spread=live),
+        Inpaint(settings.device, settings.engine, settings.person, inpainting),
         Smooth(),
     )
 

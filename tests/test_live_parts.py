@@ -31,9 +31,11 @@ from unmask.stream.supervisor import Cancel
 # --- pace -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("processors", "frames", "threads"), [(1, 1, 1), (2, 2, 1), (4, 3, 1), (8, 3, 2)])
+@pytest.mark.parametrize(
+    ("processors", "frames", "threads"), [(1, 1, [1, 1]), (2, 2, [1, 1]), (4, 3, [1, 2]), (8, 3, [2, 6])]
+)
 def test_frames_under_way_share_the_processors(
-    processors: int, frames: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    processors: int, frames: int, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
@@ -49,7 +51,7 @@ def test_frames_under_way_share_the_processors(
     for stage in stages:
         if isinstance(stage, Segment | Inpaint):
             stage.open(context)
-    assert asked == [threads, threads, 0, 0]
+    assert asked == [*threads, 0, 0]
 
 
 # --- time codes -------------------------------------------------------------------------------------------------------
