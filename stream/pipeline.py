@@ -61,7 +61,7 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
             over frames, and the frames under way share the processors instead of each taking all of them.
     """
     processors, frames = _processors(), live_frames()
-    # Whoever else has a frame meanwhile needs a processor too; the inpainter, the slowest by far, has all that are left.
+    # Whoever has another frame needs a processor too; the inpainter, the slowest by far, has all that are left.
     segmenting, inpainting = (processors // frames, processors - frames + 1) if live else (0, 0)
     return (
         Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
