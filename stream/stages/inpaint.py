@@ -1,7 +1,6 @@
 """Inpaint: paints the hidden part of each masked face, in its canonical crop."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,21 +17,17 @@ class Inpaint(Stage):
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
         person: file with a personal model; empty for the general one.
+        threads: CPU threads of the network; 0 leaves it to the engine.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "") -> None:
-        self._device, self._engine_name, self._person = device, engine, person
+    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0) -> None:
+        self._device, self._engine_name, self._person, self._threads = device, engine, person, threads
 
     def open(self, context: Context) -> None:
-        choice = choose(self._device, self._engine_name)
-        if self._person:
-            from unmask.models.person import load_personal  # only who asks for one needs it
-
-            self._engine: Engine = load_personal(Path(self._person), choice)
-        else:
-            self._engine = context.load("inpainter", choice, context.notice)
+        choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
+        self._engine: Engine = context.load("inpainter", choice, context.notice)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         masked = [face.pictures for face in frame.faces if face.masked]
