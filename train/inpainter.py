@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.train.config import Phase, Recipe
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.train.config import Phase, Recipe
 from unmask.train.data import FaceCrops, Sample, augment, background
 from unmask.train.masks import hidden_region
 from unmask.train.materials import Masked, Template, draw_mask, wear_template
