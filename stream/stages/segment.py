@@ -11,7 +11,7 @@ import numpy.typing as npt
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import mask_region
-from unmask.stream.canvas import Canvas
+from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
 
@@ -127,7 +127,7 @@ class Segment(Stage):
         self._device, self._engine_name = device, engine
 
     def open(self, context: Context) -> None:
-        self._canvas = Canvas(context.layout)
+        self._canvas = canvas_for(context.layout)
         choice = choose(self._device, self._engine_name)
         for reason in choice.why_not_better:
             context.notice(reason)
@@ -141,9 +141,8 @@ class Segment(Stage):
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
             self._memory.clear()
-        for face in frame.faces:
-            self._canvas.crop(frame, face.crop_from_frame, face.pictures.crop)
         if frame.faces:
+            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in frame.faces])
             probabilities = self._look(np.stack([face.pictures.crop for face in frame.faces]))
             for face, probability in zip(frame.faces, probabilities, strict=True):
                 self._segment(face, probability)
