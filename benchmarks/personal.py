@@ -24,7 +24,6 @@ import numpy.typing as npt
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh
-from unmask.models.person import load_personal
 from unmask.train.data import largest_face, warp_crop
 from unmask.train.evaluate import psnr
 from unmask.train.instruments import Instruments
@@ -82,7 +81,8 @@ def measure(clip: Path, arguments: argparse.Namespace, judge: Instruments | None
         began = time.monotonic()
         done = personalize([part], file, arguments.steps, lambda step, total: None)
         seconds = time.monotonic() - began
-        engines = {"general": load("inpainter", choose("cpu")), "personal": load_personal(file, choose("cpu"))}
+        personal = load("inpainter", choose("cpu", person=str(file)))
+        engines = {"general": load("inpainter", choose("cpu")), "personal": personal}
         rows: dict[str, list[float]] = {}
         cells = []
         for crop, hidden, judged in hidden_faces(clip, end + APART_SECONDS):

@@ -217,12 +217,16 @@ class EngineChoice:
         device: "cpu" or "cuda:N".
         why_not_better: a line for each faster engine that was passed over.
         otherwise: what to take where it cannot be loaded, best first; empty where the user named the engine.
+        threads: CPU threads of each network; 0 leaves it to the engine.
+        person: file with a personal model, which changes the inpainter; empty for the general one.
     """
 
     engine: EngineName
     device: str
     why_not_better: tuple[str, ...] = ()
     otherwise: "tuple[EngineChoice, ...]" = ()
+    threads: int = 0
+    person: str = ""
 
 
 GPU_ENGINES: Final[tuple[EngineName, ...]] = ("tensorrt", "torch-tensorrt", "torch")
@@ -274,12 +278,13 @@ def _missing_gpu(number: int) -> str | None:
     return None if number < count else f"this machine has {count} GPU(s), counted from 0"
 
 
-def choose(device: str = "auto", engine: str = "auto") -> EngineChoice:
+def choose(device: str = "auto", engine: str = "auto", *, threads: int = 0, person: str = "") -> EngineChoice:
     """Pick the engine, the fastest that can run.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N". Where it is "auto", a GPU is used if there is one.
         engine: "auto" or one of `ENGINES`, and then that one or none.
+        threads, person: as in `EngineChoice`.
 
     Raises:
         UserError: another value, or what was asked for cannot run here.
@@ -288,7 +293,7 @@ def choose(device: str = "auto", engine: str = "auto") -> EngineChoice:
     if device not in {"auto", "cpu"} and (kind != "cuda" or (number and not number.isdigit())):
         raise UserError(f"unknown device '{device}': use auto, cpu, cuda or cuda:N")
     if engine == "auto":
-        return _choose_fastest(device)
+        return replace(_choose_fastest(device), threads=threads, person=person)
     named = next((name for name in ENGINES if name == engine), None)
     if named is None:
         raise UserError(f"unknown engine '{engine}': use auto, {', '.join(ENGINES)}")
@@ -297,7 +302,7 @@ def choose(device: str = "auto", engine: str = "auto") -> EngineChoice:
     for place in places.get(device, (f"cuda:{number or 0}",)):
         reason = engine_problem(named, place)
         if reason is None:
-            return EngineChoice(named, place, tuple(reasons))
+            return EngineChoice(named, place, tuple(reasons), threads=threads, person=person)
         reasons.append(f"{named} not on {place}: {reason}")
     raise UserError(f"--engine {engine}: {reasons[0].partition(': ')[2]}; `unmask doctor` says what can run here")
 
@@ -334,11 +339,16 @@ def load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], Non
         notice: takes a line for the user: what is being compiled, which engine failed and why.
 
     Raises:
+        UserError: the file of a person is no personal model for this inpainter.
         EngineError: it cannot be loaded.
     """
+    if choice.person and network == "inpainter":
+        from unmask.models.person import load_personal  # only who asks for one needs it
+
+        return load_personal(Path(choice.person), choice, notice)
     for candidate, following in zip((choice, *choice.otherwise), (*choice.otherwise, None), strict=True):
         try:
-            return _load(network, candidate, notice)
+            return _load(network, replace(candidate, threads=choice.threads), notice)
         except EngineError as error:
             if following is None:
                 raise EngineError(f"{candidate.engine} cannot run the {network}: {error}") from error
@@ -348,7 +358,7 @@ def load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], Non
 
 def _load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
     if choice.engine == "openvino":
-        return OpenVinoEngine(network)
+        return OpenVinoEngine(network, choice.threads)
     if choice.engine == "torch":
         return TorchEngine(network, choice.device)
     from unmask.models.engines.prepare import compiler_for, prepare

@@ -6,6 +6,7 @@ factors NAME.up (out, rank) and NAME.down (rank, in * kernel) of low-rank adapta
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,15 +86,20 @@ class Person:
 
 
 class PersonalOpenVinoEngine(OpenVinoEngine):
-    """The inpainter with the change of a person, on the processor."""
+    """The inpainter with the change of a person, on the processor.
 
-    def __init__(self, person: Person) -> None:
+    Args:
+        person: the change.
+        threads: CPU threads; 0 leaves it to OpenVINO.
+    """
+
+    def __init__(self, person: Person, threads: int = 0) -> None:
         precision = cpu_precision()
         try:
             model = openvino_core().read_model(str(weights_file("inpainter.onnx")))
             _change(model, person)
-            streams, threads = cpu_streams()
-            self._use(compile_model(model, precision, threads, streams=streams))
+            streams, usual = cpu_streams()
+            self._use(compile_model(model, precision, threads or usual, streams=streams))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the personal model: {str(error).splitlines()[0]}") from error
         self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}, personal"
@@ -133,12 +139,22 @@ class PersonalTorchEngine(TorchEngine):
         self.description += ", personal"
 
 
-def load_personal(path: Path, choice: EngineChoice) -> Engine:
-    """The inpainter with a personal model.
+def load_personal(path: Path, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+    """The inpainter with a personal model: under OpenVINO on the processor, under PyTorch on a GPU.
+
+    Args:
+        path: of the personal model.
+        choice: what runs the other networks.
+        notice: takes a line for the user where something else runs this one.
 
     Raises:
         UserError: the file is no personal model for this inpainter.
         EngineError: the network cannot be loaded.
     """
     person = Person.load(path)
-    return PersonalOpenVinoEngine(person) if choice.device == "cpu" else PersonalTorchEngine(person, choice.device)
+    engine = "openvino" if choice.device == "cpu" else "torch"
+    if choice.engine != engine:
+        notice(f"{choice.engine} cannot run a personal model; {engine} is used for the inpainter")
+    if engine == "openvino":
+        return PersonalOpenVinoEngine(person, choice.threads)
+    return PersonalTorchEngine(person, choice.device)

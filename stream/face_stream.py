@@ -29,12 +29,12 @@ class SharedEngines:
         notice: takes each line that the user should know: which engine is used and why, what is being compiled.
 
     Raises:
-        UserError: the device cannot be used.
+        UserError: the device or the personal model cannot be used.
         EngineError: a network cannot be loaded.
     """
 
     def __init__(self, settings: Settings, notice: Callable[[str], None]) -> None:
-        choice = choose(settings.device, settings.engine)
+        choice = choose(settings.device, settings.engine, person=settings.person)
         for reason in choice.why_not_better:
             notice(reason)
         self._engines = {network: BatchingEngine(load(network, choice, notice)) for network in NETWORKS}

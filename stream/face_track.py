@@ -45,6 +45,8 @@ class FaceTrack:
         score: 0..1, of the newest close look that found the face.
         seen_seconds: when the face was last in sight.
         misses: close looks in a row that did not find it.
+        waits: frames for which a close look has been put off.
+        unsure: the last close look, where a wider search is to follow in a later frame.
         trusted: True once it has proved to be a face. Until then it is not given, and a miss ends it.
         proofs: close looks that found it.
         size_px: usual size of the face. In profile the mesh is prone to shrink.
@@ -60,6 +62,8 @@ class FaceTrack:
         self.appearance = appearance
         self._certain = int(sighting.score >= _CERTAIN_SCORE)
         self.proofs = 1
+        self.waits = 0
+        self.unsure: Sighting | None = None
         self.size_px = box_size(points_box(sighting.landmarks_px))
         self.restart(sighting, seconds)
 
@@ -90,8 +94,12 @@ class FaceTrack:
         return score * math.exp(-((math.log(ratio) / _SIZE_TOLERANCE) ** 2))
 
     def miss(self) -> None:
-        """Note that a close look has not found the face. It is taken to go on as it did, ever more slowly."""
+        """Note that a close look has not found the face."""
         self.misses += 1
+        self.coast()
+
+    def coast(self) -> None:
+        """Go on unseen for a frame: as the face did, ever more slowly."""
         self.raw_px, self.landmarks_px = self._ahead(self.raw_px), self._ahead(self.landmarks_px)
         x, y = self._step
         self.crop = self.crop._replace(x=self.crop.x + x, y=self.crop.y + y)

@@ -1,7 +1,9 @@
 """THE tuple of stages that every frame passes through, built from one set of settings."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from unmask.stream.encoders import EncodeOptions
 from unmask.stream.media import MediaInfo
@@ -14,6 +16,9 @@ from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
 from unmask.stream.stages.track import Track
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
+
+_MOST_LIVE_FRAMES: Final = 3
+"""The slowest stage takes about half of the time of all: more frames than this would only wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,33 @@ class Settings:
     tracker: Tracker = DEFAULT_TRACKER
 
 
+def live_frames() -> int:
+    """How many frames of a live run are under way at most: one for each processor that this process has, up to three.
+
+    Where the machine is too slow, frames wait for each other: more of them make the picture later, not more frequent.
+    """
+    return min(_processors(), _MOST_LIVE_FRAMES)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
     """The stages that look at faces: all but the ends. Videos and pictures pass through the same ones.
 
     Args:
         settings: about the faces.
-        live: no frame may take much longer than others, as the next one does not wait.
+        live: no frame may take much longer than others, as the next one does not wait. Work that can wait is spread
+            over frames, and the frames under way share the processors instead of each taking all of them.
     """
+    processors, frames = _processors(), live_frames()
+    # Whoever has another frame needs a processor too; the inpainter, the slowest by far, has all that are left.
+    segmenting, inpainting = (processors // frames, processors - frames + 1) if live else (0, 0)
     return (
         Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
-        Segment(settings.device, settings.engine),
-        Inpaint(settings.device, settings.engine, settings.person),
+        Segment(settings.device, settings.engine, segmenting, spread=live),
+        Inpaint(settings.device, settings.engine, settings.person, inpainting),
         Smooth(),
     )
 

@@ -212,6 +212,7 @@ class Server:
         self._give_up: float | None = None
         self._hangs = False
         self._is_closed = False
+        self._closing = threading.RLock()  # a signal may ask for the end in the thread that is closing
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -249,9 +250,10 @@ class Server:
 
     def close(self) -> None:
         """Close every socket; `run` does so at its end. A second call does nothing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
         self._socket.close()
         if self._authenticator is not None:
             self._authenticator.stop()
@@ -350,9 +352,10 @@ class Server:
         self._hangs = reason is not None
 
     def _wake(self) -> None:
-        if not self._is_closed:
-            with suppress(BlockingIOError):  # full of reasons to wake up
-                os.write(self._wake_write, b"\0")
+        with self._closing:  # a worker that hung may end now, and the pipe's number be that of another file
+            if not self._is_closed:
+                with suppress(BlockingIOError):  # full of reasons to wake up
+                    os.write(self._wake_write, b"\0")
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

@@ -1,21 +1,20 @@
 """segment, inpaint and smooth with the shipped networks, on the portrait."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 from faces import Portrait
 
-from unmask.models.engine import Engine
+from unmask.models.engine import Engine, EngineChoice, NetworkName, load
 from unmask.models.geometry import CROP_SIZE, fit_affine, transform_points
 from unmask.models.mask_region import mask_region
-from unmask.stream.frame import Frame
+from unmask.stream.frame import U8, Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import MaskShape, Segment
 from unmask.stream.stages.smooth import Smooth, with_detail_of
-
-U8 = npt.NDArray[np.uint8]
 
 
 @pytest.fixture
@@ -58,6 +57,56 @@ def test_frame_without_faces_is_left_alone_to_the_bit(portrait: Portrait, stages
     frame = portrait.frame(masked=True)
     frame.faces.clear()
     np.testing.assert_array_equal(run(stages, frame).planes[0], portrait.masked)
+
+
+class Counted(Engine):
+    """An engine that counts the crops it is given."""
+
+    def __init__(self, network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> None:
+        self.engine = load(network, choice, notice)
+        self.description = self.engine.description
+        self.crops = 0
+
+    def __call__(self, *inputs: U8) -> U8:
+        self.crops += len(inputs[0])
+        return self.engine(*inputs)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_live_looks_closer_at_bare_faces_only_now_and_then(portrait: Portrait, spread: bool) -> None:
+    counted: list[Counted] = []
+
+    def load_counted(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+        counted.append(Counted(network, choice, notice))
+        return counted[-1]
+
+    stage = Segment("cpu", spread=spread)
+    stage.open(Context(portrait.frame(masked=False).layout, load=load_counted))
+    for index in range(12):
+        (frame,) = stage.process(portrait.frame(masked=False, index=index))
+        assert not frame.faces[0].masked
+    assert counted[0].crops == 12 + (12 // 4 if spread else 12)
+
+
+def test_live_sees_as_much_of_a_partly_hidden_mask(portrait: Portrait) -> None:
+    """Only the left part of the mask is there: a closer look shows it and is taken in each frame, live or not."""
+    columns = np.flatnonzero((portrait.coverage > 0.5).any(axis=0))
+    middle = int(columns[0] + 0.4 * len(columns))
+    rgb = portrait.masked.copy()
+    rgb[:, middle:] = portrait.bare[:, middle:]
+    masks: list[list[U8]] = []
+    for spread in (False, True):
+        stage = Segment("cpu", spread=spread)
+        stage.open(Context(portrait.frame(masked=True).layout))
+        masks.append([])
+        for index in range(6):
+            frame = portrait.frame(masked=True, index=index)
+            frame.planes[0][:] = rgb
+            (frame,) = stage.process(frame)
+            assert frame.faces[0].masked
+            masks[-1].append(frame.faces[0].pictures.mask.copy())
+        assert 0.03 < np.mean(masks[-1][-1] > 127) < 0.1
+    np.testing.assert_array_equal(*masks)
 
 
 def test_noise_flickers_less_than_frame_by_frame(portrait: Portrait, stages: tuple[Stage, ...]) -> None:

@@ -8,10 +8,12 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,17 @@ from faces import Portrait
 from live_sources import flash_clip
 
 from unmask import cli
+from unmask.stream.frame import Frame, Layout
+from unmask.stream.live.output import Showing
+from unmask.stream.live.state import LiveState
+from unmask.stream.stage import Context
+from unmask.stream.supervisor import Cancel
 
-pytest.importorskip("aiohttp", reason="the page needs aiohttp: pip install 'unmask[live]'")
+aiohttp = pytest.importorskip("aiohttp", reason="the page needs aiohttp: pip install 'unmask[live]'")
 aiortc = pytest.importorskip("aiortc", reason="the page needs aiortc: pip install 'unmask[live]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-from unmask.stream.live import page_rtc  # noqa: E402
+from unmask.stream.live import page_rtc, web  # noqa: E402
 from unmask.stream.live.page_camera import PageFeed  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -205,6 +212,50 @@ def test_other_machines_are_served_over_tls_only(tmp_path: Path, start: Callable
         assert answer.status == 200
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         urllib.request.urlopen(url.replace("https", "http"), timeout=10)
+
+
+def test_viewers_share_each_coded_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    viewers, wanted, layout = 3, 5, Layout(64, 48, keep_source=True)
+    coded: list[bytes] = []
+    code = web._jpeg
+
+    def code_and_keep(pair: Any, layout: Layout) -> bytes:
+        coded.append(code(pair, layout))
+        return coded[-1]
+
+    monkeypatch.setattr(web, "_jpeg", code_and_keep)
+    lines: list[str] = []
+    page = web.WebPage(web.Address(0), LiveState("a clip", Cancel()))
+    page.open(Context(layout, notice=lines.append))
+    seen: list[list[bytes]] = [[] for _ in range(viewers)]
+
+    async def view(session: aiohttp.ClientSession, pictures: list[bytes]) -> None:
+        async with session.ws_connect(lines[0].removeprefix("page: ").replace("/?", "/live?")) as socket:
+            await socket.send_str("next")
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    pictures.append(message.data)
+                    if len(pictures) == wanted:
+                        return
+                    await socket.send_str("next")
+
+    async def view_all() -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(view(session, pictures) for pictures in seen))
+
+    watching = threading.Thread(target=lambda: asyncio.run(view_all()))
+    watching.start()
+    frame = Frame(0, 0, Fraction(1, 25), layout, np.zeros(layout.slot_bytes(1), np.uint8), 0)
+    for shown in range(1, wanted + 1):
+        wait_until(lambda: page._asking == viewers)  # all have drawn the picture before
+        frame.planes[0][:] = 20 * shown
+        page.show(Showing(frame, []))
+        wait_until(lambda sent=shown * viewers: page.summary()["pictures_sent"] == sent)
+    watching.join(20)
+    page.close()
+    assert len(coded) == wanted
+    assert seen == [coded] * viewers
+    assert len(set(coded)) == wanted
 
 
 def test_refused_call_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:

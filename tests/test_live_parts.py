@@ -2,6 +2,7 @@
 
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -11,16 +12,47 @@ from av.container import InputContainer
 from live_sources import flash_clip
 
 from unmask.errors import UserError
+from unmask.models.engine import Engine, EngineChoice, NetworkName, load
 from unmask.stream.frame import Layout
 from unmask.stream.live import feed as feeds
 from unmask.stream.live import time_code
-from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, UrlFeed, connect_first, without_password
+from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, Shot, UrlFeed, connect_first, without_password
 from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.reader import Arrival, Reader
 from unmask.stream.live.sound_track import SoundTrack
 from unmask.stream.live.state import SOUND_RATE, LiveState, Sound
 from unmask.stream.media import open_input
+from unmask.stream.pipeline import Settings, face_stages, live_frames
+from unmask.stream.stage import Context
+from unmask.stream.stages.inpaint import Inpaint
+from unmask.stream.stages.segment import Segment
 from unmask.stream.supervisor import Cancel
+
+# --- pace -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("processors", "frames", "threads"), [(1, 1, [1, 1]), (2, 2, [1, 1]), (4, 3, [1, 2]), (8, 3, [2, 6])]
+)
+def test_frames_under_way_share_the_processors(
+    processors: int, frames: int, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def load_and_note(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+        asked.append(choice.threads)
+        return load(network, choice, notice)
+
+    context = Context(Layout(64, 64), load=load_and_note)
+    with monkeypatch.context() as machine:
+        machine.setattr("os.sched_getaffinity", lambda pid: set(range(processors)), raising=False)
+        assert live_frames() == frames
+        stages = (*face_stages(Settings("cpu"), live=True), *face_stages(Settings("cpu")))
+    for stage in stages:
+        if isinstance(stage, Segment | Inpaint):
+            stage.open(context)
+    assert asked == [*threads, 0, 0]
+
 
 # --- time codes -------------------------------------------------------------------------------------------------------
 
@@ -179,6 +211,25 @@ def test_figures_count_what_was_taken_and_dropped() -> None:
 
 
 # --- sources that are not there ---------------------------------------------------------------------------------------
+
+
+def test_source_whose_pictures_turn_to_nonsense_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "nonsense.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 30, options={"tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for index in range(1000):
+            for packet in stream.encode(av.VideoFrame(64, 64, "yuv420p")):
+                sent = packet if index < 20 else av.Packet(b"\0\0\0\1\x65\xff\xff\xff")
+                sent.pts, sent.dts, sent.time_base, sent.stream = packet.pts, packet.dts, packet.time_base, stream
+                container.mux(sent)
+    connection = FileFeed(path, loop=False).connect()
+    items = connection.items()
+    for _ in range(15):
+        assert isinstance(next(items), Shot)
+    with pytest.raises(FeedLost, match="cannot be decoded"):
+        list(items)
+    connection.close()
 
 
 def test_urls_are_shown_without_passwords() -> None:

@@ -1,4 +1,4 @@
-"""A personal model: made from a video of the portrait, used by the engines and by `unmask video`."""
+"""A personal model: made from a video of the portrait, used by the engines and by every command that paints."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,15 @@ import pytest
 import torch
 from faces import Portrait
 from safetensors.numpy import load_file, save_file
+from served import server_program
 from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import EngineError, UserError
 from unmask.models.engine import choose, load, weights_file
-from unmask.models.person import BASE_KEY, Person, PersonalOpenVinoEngine, PersonalTorchEngine, base_hash, load_personal
+from unmask.models.person import BASE_KEY, Person, PersonalOpenVinoEngine, PersonalTorchEngine, base_hash
 from unmask.models.runtime import load_runtime
+from unmask.stream import Client
 from unmask.train.evaluate import psnr
 from unmask.train.personal import MOST_BYTES, PersonalInpainter, shipped_inpainter
 
@@ -62,7 +64,7 @@ def test_a_personal_model_is_small_and_knows_the_face(person: Path, portrait: Po
     truth = portrait.crop(masked=False)
     mask = portrait.crop_coverage().astype(np.uint8) * np.uint8(255)
     general = load("inpainter", choose("cpu"))(truth[None], mask[None])[0].copy()
-    personal = load_personal(person, choose("cpu"))(truth[None], mask[None])[0].copy()
+    personal = load("inpainter", choose("cpu", person=str(person)))(truth[None], mask[None])[0].copy()
     hidden = mask > 0
     np.testing.assert_array_equal(personal[~hidden], general[~hidden])
     before, after = (psnr(x[hidden].astype(np.float64) - truth[hidden]) for x in (general, personal))
@@ -92,7 +94,7 @@ def test_a_file_that_does_not_fit_is_refused(person: Path, tmp_path: Path, portr
         with pytest.raises(UserError, match=message):
             Person.load(path)
     with pytest.raises(EngineError, match=r"has no network\.nowhere\.bias"):
-        load_personal(strange, choose("cpu"))
+        load("inpainter", choose("cpu", person=str(strange)))
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), portrait.masked[..., ::-1])
     result = CliRunner().invoke(app, ["image", str(picture), "--person", str(other)])
@@ -126,6 +128,46 @@ def test_videos_and_pictures_are_painted_with_it(person: Path, portrait: Portrai
     done = json.loads(report.read_text())
     assert done["masks_removed"] == 4
     assert "personal" in done["details"]["inpaint"]["engine"]
+
+
+def test_clients_of_a_server_get_what_a_picture_becomes(person: Path, portrait: Portrait, tmp_path: Path) -> None:
+    picture, out = tmp_path / "a.png", tmp_path / "personal.png"
+    cv2.imwrite(str(picture), portrait.masked[..., ::-1])
+    command = ["image", str(picture), "-o", str(out), "--device", "cpu", "--person", str(person)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    expected = cv2.imread(str(out))[..., ::-1]
+    with server_program("--person", str(person)) as server:
+        assert "personal" in server.wait_for("ready")["engine"]
+        for _ in range(2):  # the second client shares the network with the first
+            with Client(server.address) as unmask:
+                np.testing.assert_array_equal(unmask(portrait.masked), expected)
+
+
+def test_a_live_picture_is_painted_with_it(person: Path, portrait: Portrait, tmp_path: Path) -> None:
+    clip = tmp_path / "a.mkv"
+    height, width = (x // 2 * 2 for x in portrait.bare.shape[:2])
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", 5, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        rgb = np.ascontiguousarray(portrait.masked[:height, :width])
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+    shown = []
+    for name, options in (("general", []), ("personal", ["--person", str(person)])):
+        out, report = tmp_path / f"{name}.mkv", tmp_path / f"{name}.json"
+        command = ["live", str(clip), "--record", str(out), "--report", str(report), "--device", "cpu", "--quiet"]
+        result = CliRunner().invoke(app, [*command, *options])
+        assert result.exit_code == 0, result.output
+        done = json.loads(report.read_text())
+        assert done["masks_removed"] == done["frames"] > 0
+        assert ("personal" in done["engine"]) is (name == "personal")
+        with av.open(str(out)) as container:
+            shown.append([frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)][-1])
+    differs = np.abs(shown[0] - shown[1]).mean(axis=2)
+    inside = portrait.coverage[:height, :width] > 0.9
+    assert differs[inside].mean() > 2
+    assert differs[: height // 4].mean() < 0.5, "nothing changes but the painted part"
 
 
 @pytest.mark.parametrize(

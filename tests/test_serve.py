@@ -789,13 +789,13 @@ def test_local_addresses(bind: str, local: bool) -> None:
     assert is_local(bind) is local
 
 
-def test_help_loads_nothing_heavy_and_says_what_the_output_is_not() -> None:
+@pytest.mark.parametrize("command", ["serve", "live"])
+def test_help_loads_nothing_heavy_and_says_what_the_output_is_not(command: str) -> None:
     code = (
-        "import sys; import unmask.stream; from unmask.cli import main; code = main(['serve', '--help']);"
+        f"import sys; import unmask.stream; from unmask.cli import main; code = main(['{command}', '--help']);"
         "sys.exit(code or any(name in sys.modules for name in ('cv2', 'av', 'openvino', 'numpy', 'zmq')))"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, timeout=60)
     assert "never evidence" in " ".join(done.stdout.split())
 
 

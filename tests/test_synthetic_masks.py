@@ -10,7 +10,10 @@ import pytest
 from faces import Portrait
 
 from unmask.errors import UserError
-from unmask.train.masks import Outline, hidden_region, lowered_coverage, mask_coverage, random_outline, straps
+from unmask.models.geometry import canonical_crop
+from unmask.train.data import Sample
+from unmask.train.inpainter import turned_face
+from unmask.train.masks import Outline, hidden_region, loosened, lowered_coverage, mask_coverage, random_outline, straps
 from unmask.train.materials import (
     MATERIALS,
     Masked,
@@ -166,3 +169,36 @@ def test_bare_head_turns_bare(face: F32, portrait: Portrait) -> None:
     bare = Masked(bare.rgb[:square, :square].copy(), bare.coverage[:square, :square].copy())
     turned, _ = turn_head(bare, portrait.landmarks, np.zeros_like(bare.rgb), random_turn(np.random.default_rng(0)))
     assert not turned.coverage.any()
+
+
+def test_loose_mask_is_wider_than_the_face_and_leaves_the_eyes(portrait: Portrait) -> None:
+    size = portrait.bare.shape[:2]
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        outline = random_outline(rng)
+        loose, tight = (mask_coverage(portrait.landmarks, o, size) for o in (loosened(outline, rng), outline))
+        jaw = portrait.landmarks[[132, 361], :2]
+        columns = np.flatnonzero(loose.max(axis=0))
+        assert columns[0] < jaw[:, 0].min()
+        assert columns[-1] > jaw[:, 0].max()
+        assert (loose > 127).sum() > 0.9 * (tight > 127).sum()
+        eyes = np.round(portrait.landmarks[[159, 386], :2]).astype(int)
+        assert not (loose[eyes[:, 1], eyes[:, 0]] > 127).any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_turned_face_lies_as_a_tracker_would_cut_it(seed: int, face: F32, portrait: Portrait) -> None:
+    side = 256
+    small = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+    points = portrait.landmarks * np.float32(side) / np.array([face.shape[1], face.shape[0], face.shape[1]], np.float32)
+    sample = Sample(small, np.ones((side, side), np.float32), points)
+    turned, seen, hidden = turned_face(sample, np.zeros_like(small), np.random.default_rng(seed), ())
+    assert np.abs(canonical_crop(turned.points) - np.eye(2, 3)).max() < 30, "it strays a little, as tracks do"
+    assert set(np.unique(hidden)) <= {0, 1}
+    assert 0.02 < hidden.mean() < 0.5
+    chin = np.round(turned.points[175, :2]).astype(int)
+    region = hidden[chin[1] - 3 : chin[1] + 4, chin[0] - 3 : chin[0] + 4]
+    assert region.any(), "what is hidden turned with the face"
+    away = cv2.erode((1 - hidden).astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    away[: side // 3] = True
+    assert np.abs(seen - turned.rgb)[away & (hidden == 0)].mean() < 0.05, "what is not hidden is the truth"

@@ -260,6 +260,13 @@ def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, ji
     return Sample(light, (inside > 0).astype(np.float32), points.astype(np.float32))
 
 
+def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
+    """(S, S, 3) float32: the upper corner of some crop, enlarged."""
+    crop = faces.crops[rng.integers(len(faces.names))]
+    corner = crop[:80, : crop.shape[1] * 3 // 8] if rng.random() < 0.5 else crop[:80, crop.shape[1] * 5 // 8 :]
+    return np.asarray(cv2.resize(corner, (size, size), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
+
+
 def relight(rgb: F32, rng: np.random.Generator, strength: float = 1.0) -> F32:
     """Random exposure, contrast, gamma and white balance, as between cameras (`strength` 1) or between a candle and a
     neon tube (2.5). (H, W, 3) float32 0..1 in and out."""

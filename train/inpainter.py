@@ -11,18 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, Sample, augment
+from unmask.train.data import FaceCrops, Sample, augment, background
 from unmask.train.masks import hidden_region
-from unmask.train.materials import Template, draw_mask, wear_template
+from unmask.train.materials import Masked, Template, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device, shown
 from unmask.train.sheets import picture_sheet, tinted
+from unmask.train.turning import random_turn, turn_head
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 WORN_SHARE = 0.35
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
+TURNED_SHARE = 0.2
+"""How many training faces are turned aside: few pictures show profiles."""
+MOST_TURNED = 65.0
+"""Degrees; beyond that the turned pictures are no longer good enough to paint from."""
+_WHOLE_SHARE = 0.95
+"""Only crops that lie in their picture by that much are turned: what is beyond the border would be seen as a face."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 
@@ -60,6 +68,39 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
     return worn.rgb, body.astype(np.float32)
 
 
+def turned_face(
+    sample: Sample, behind: F32, rng: np.random.Generator, templates: Sequence[Template]
+) -> tuple[Sample, F32, F32]:
+    """The face turned aside, in the crop that a tracker would cut there.
+
+    Args:
+        sample: a face that looks ahead, whole in its picture.
+        behind: (S, S, 3) float32 0..1, what is seen behind the head.
+        rng: where chance comes from.
+        templates: mask pictures, may be none.
+
+    Returns:
+        The turned face, and what `draw_region` gives for it.
+    """
+    size = sample.rgb.shape[0]
+    seen, hidden = draw_region(sample, rng, templates)
+    turn = random_turn(rng, MOST_TURNED)
+    bare, points = turn_head(Masked(sample.rgb, np.zeros_like(hidden)), sample.points, behind, turn)
+    worn, _ = turn_head(Masked(seen, hidden), sample.points, behind, turn)
+    to_crop = np.diag([size / CROP_SIZE, size / CROP_SIZE]) @ canonical_crop(points)
+    strayed = cv2.getRotationMatrix2D((size / 2, size / 2), float(rng.normal(0, 4)), float(np.exp(rng.normal(0, 0.05))))
+    strayed[:, 2] += rng.normal(0, 0.02 * size, 2)
+    matrix = strayed @ np.vstack([to_crop, [0, 0, 1]])
+    truth, rgb, coverage = (
+        np.asarray(cv2.warpAffine(x, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE), np.float32)
+        for x in (bare.rgb, worn.rgb, worn.coverage)
+    )
+    region = cv2.dilate((coverage > 0.2).astype(np.uint8), disc(max(1, round(0.008 * size)))).astype(np.float32)
+    depth = points[:, 2:] * np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    moved = np.concatenate([transform_points(matrix, points), depth], axis=1).astype(np.float32)
+    return Sample(truth, np.ones((size, size), np.float32), moved), rgb, region
+
+
 def disc(radius: int) -> npt.NDArray[np.uint8]:
     """(2 radius + 1)² uint8, for morphology."""
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
@@ -81,8 +122,14 @@ def make_training_batch(
 ) -> Batch:
     """Draw a batch for training; the same arguments give the same batch."""
     rng = np.random.default_rng(seed)
-    samples = [augment(data, int(index), size, rng) for index in indices]
-    return _stack([(s, *draw_region(s, rng, templates)) for s in samples])
+    drawn = []
+    for index in indices:
+        sample = augment(data, int(index), size, rng)
+        if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
+            drawn.append(turned_face(sample, background(data, size, rng), rng, templates))
+        else:
+            drawn.append((sample, *draw_region(sample, rng, templates)))
+    return _stack(drawn)
 
 
 def _stack(drawn: Sequence[tuple[Sample, F32, F32]]) -> Batch:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, Sample, augment, relight
+from unmask.train.data import FaceCrops, Sample, augment, background, relight
 from unmask.train.materials import (
     Masked,
     Template,
@@ -111,13 +111,6 @@ def faceless(sources: Sources, size: int, rng: np.random.Generator) -> Masked:
         rgb = rgb + shape[..., None] * (layer - rgb)
     rgb = degrade(relight(np.asarray(rgb, np.float32), rng), rng)
     return Masked(rgb, np.zeros((size, size), np.float32))
-
-
-def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
-    """(S, S, 3) float32: the upper corner of some crop, enlarged."""
-    crop = faces.crops[rng.integers(len(faces.names))]
-    corner = crop[:80, : crop.shape[1] * 3 // 8] if rng.random() < 0.5 else crop[:80, crop.shape[1] * 5 // 8 :]
-    return np.asarray(cv2.resize(corner, (size, size), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
 
 
 def moved(masked: Masked, rng: np.random.Generator) -> Masked:

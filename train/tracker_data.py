@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from unmask.errors import UserError
 from unmask.models.rows import KINDS, POINTS
-from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, read_rgb
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
     Masked,
@@ -28,7 +28,6 @@ from unmask.train.materials import (
     put_in_front,
     wear_template,
 )
-from unmask.train.segmenter import background
 from unmask.train.turning import random_turn, turn_head
 
 U8 = npt.NDArray[np.uint8]

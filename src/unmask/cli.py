@@ -17,6 +17,7 @@ import typer
 from unmask import __version__, bench_cli, compile_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
+from unmask.options import PersonOption, personal
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     PICTURE_SUFFIXES,
@@ -79,9 +80,6 @@ _Engine = Annotated[
 _MaxFaces = Annotated[
     int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
 ]
-_Person = Annotated[
-    Path | None, typer.Option(metavar="FILE.safetensors", help="A personal model; see `unmask personalize`.")
-]
 _Tracker = Annotated[
     Tracker,
     typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more."),
@@ -128,7 +126,7 @@ def video(
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Speed of the encoder, by its own names.")] = None,
     max_faces: _MaxFaces = 8,
-    person: _Person = None,
+    person: PersonOption = None,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
     tracker: _Tracker = DEFAULT_TRACKER,
@@ -152,7 +150,7 @@ def video(
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, engine, _personal(person), tracker),
+        Settings(device, max_faces, engine, personal(person), tracker),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
@@ -182,7 +180,7 @@ def image(
     device: _Device = "auto",
     engine: _Engine = "auto",
     max_faces: _MaxFaces = 8,
-    person: _Person = None,
+    person: PersonOption = None,
     tracker: _Tracker = DEFAULT_TRACKER,
     report: _Report = None,
     overwrite: _Overwrite = False,
@@ -197,7 +195,7 @@ def image(
     jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
     masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    settings = Settings(device, max_faces, engine, _personal(person), tracker)
+    settings = Settings(device, max_faces, engine, personal(person), tracker)
     with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
@@ -218,7 +216,7 @@ def doctor() -> None:
             print(f"  {line}")
 
 
-app.command()(live_cli.live)
+app.command(help=live_cli.LIVE_HELP)(live_cli.live)
 app.command(help=serve_cli.SERVE_HELP)(serve_cli.serve)
 app.add_typer(serve_cli.keys, name="keys")
 app.command()(bench_cli.bench)
@@ -232,16 +230,6 @@ app.command()(training_cli.compare)
 app.command()(training_cli.personalize)
 app.add_typer(training_cli.evaluate, name="evaluate")
 app.command()(training_cli.export)
-
-
-def _personal(person: Path | None) -> str:
-    """The file of a personal model, read once so that a wrong one is said before anything starts."""
-    if person is None:
-        return ""
-    from unmask.models.person import Person
-
-    Person.load(person)
-    return str(person)
 
 
 def _plan(

@@ -12,6 +12,7 @@ import typer
 
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
+from unmask.options import PersonOption, personal
 from unmask.progress import say
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -25,6 +26,34 @@ _SHORTEST_TOKEN: Final = 12
 _SOURCE: Final = "Source"
 _OUTPUTS: Final = "Outputs, any number at once"
 _MEASURING: Final = "Measuring"
+
+
+# Not a docstring: Typer would break its lines both where they end here and where the terminal does.
+LIVE_HELP: Final = "\n\n".join(
+    (
+        "Take the masks off the faces in a live picture: a camera, a stream, or a file at its own pace.",
+        "What is painted is a plausible face, never evidence of who someone is. Recordings and streams say so in their "
+        "comment tag.",
+        "  unmask live --camera 0 --window --virtual-camera",
+        "  unmask live --camera 0 --http 8080 --record talk.mp4",
+        "  unmask live --page-camera --http 8080 --http-host 192.168.1.5",
+        "  unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/x",
+        "  unmask live clip.mp4 --loop --latency --duration 600 --report r.json",
+        "PACE. The newest picture wins. Where the machine is too slow, pictures are dropped at the source, counted and "
+        "shown; the picture never falls behind. No picture takes much longer than others: what can wait is spread over "
+        "several. So small faces, and the last ones of a group, are found about a second after a scene begins; checks "
+        "of several doubtful faces take turns; and a mask that hands hide for the most part can be noticed four "
+        "pictures later, for each bare face beside it one more. `unmask video` does all of that in each frame.",
+        "LOSS. A source that goes away is waited for, and said, and so is the receiver of --push; --once ends instead.",
+        "PAGE. --http prints an address with a token, without which nobody gets in. Other machines reach it only where "
+        "--http-host names an address of this one, and then over HTTPS, with a certificate that is made for the run: "
+        "browsers ask once.",
+        "LATENCY. --latency writes a time code into the corner of each source picture and reads it back at the "
+        "outputs. p50, p95 and p99 are printed at the end and stand in --report, for each minute too.",
+        "END. Ctrl-C ends the run in good order and finishes the recording (exit code 0). A second one stops at once "
+        "and keeps nothing (130).",
+    )
+)
 
 
 def live(
@@ -164,35 +193,13 @@ def live(
     max_faces: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
+    person: PersonOption = None,
     tracker: Annotated[
         Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
     ] = DEFAULT_TRACKER,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
 ) -> None:
-    """Take the masks off the faces in a live picture.
-
-    The newest picture wins. Where the machine is too slow, pictures are
-    dropped at the source, counted and shown; the picture never falls behind.
-    A source that goes away is waited for, and said.
-
-    Ctrl-C ends the run in good order and finishes the recording (exit code
-    0). A second one stops at once and keeps nothing (130).
-
-    What is painted is a plausible face, never evidence of who someone is.
-    Recordings and streams say so in their comment tag.
-
-    Examples:
-
-    unmask live --camera 0 --window --virtual-camera
-
-    unmask live --camera 0 --http 8080 --record talk.mp4
-
-    unmask live --page-camera --http 8080 --http-host 192.168.1.5
-
-    unmask live rtsp://camera.local/stream --push rtmp://127.0.0.1/live/x
-
-    unmask live clip.mp4 --loop --latency --report r.json --duration 600
-    """
+    """Carry out `unmask live`; `LIVE_HELP` is what users read."""
     from unmask.models.engine import choose
     from unmask.stream.jobs import write_report
     from unmask.stream.live.session import LiveSettings, make_feed, run_live
@@ -219,7 +226,7 @@ def live(
         record=record,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces, engine, tracker=tracker),
+        pipeline=Settings(device, max_faces, engine, personal(person), tracker),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:

@@ -11,6 +11,7 @@ import typer
 
 from unmask.errors import UserError
 from unmask.interrupts import STOPPED, interruptible
+from unmask.options import PersonOption, personal
 from unmask.progress import say
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -38,6 +39,7 @@ SERVE_HELP: Final = "\n\n".join(
         "CLIENTS. Each connection is a stream with faces of its own. Streams take turns, frame by frame; crops of "
         "several streams go through the networks together. A client may have --credits frames on their way. One that "
         "has gone is forgotten within seconds; one that does not read waits, and nobody else does.",
+        "PERSON. --person FILE paints the faces of all clients with a model of one person, whoever sends them.",
         "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces (box, track, scores) come as data.",
         "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only "
         "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
@@ -86,6 +88,7 @@ def serve(
             metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.", rich_help_panel=_LIMITS
         ),
     ] = 8,
+    person: PersonOption = None,
     tracker: Annotated[
         Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
     ] = DEFAULT_TRACKER,
@@ -162,7 +165,7 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces, engine, tracker=tracker),
+        settings=Settings(device, max_faces, engine, personal(person), tracker),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,

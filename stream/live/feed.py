@@ -47,6 +47,9 @@ _SLOW_READ_SECONDS: Final = 15.0
 
 _ANALYSE_MICROSECONDS: Final = 1_000_000
 _PACKETS_WITHOUT_PICTURE: Final = 1500
+_DAMAGED_PACKETS: Final = 900
+"""So many packets of video without a picture, about half a minute, are more than what is lost between key pictures."""
+
 _PACED_FORMATS: Final = frozenset({"hls", "dash"})
 """Whole segments lie ready, and come as fast as they are read."""
 
@@ -229,6 +232,7 @@ class MediaConnection(Connection):
             self._video.codec_context.flags |= Flags.low_delay
         self._audio = next(iter(container.streams.audio), None)
         self._ears = _Ears()
+        self._in_vain = 0  # packets of video since the last picture
         self._read = self._items()
         self._early: list[Sound] = []
         self._first = self._first_picture()
@@ -274,12 +278,16 @@ class MediaConnection(Connection):
         try:
             decoded = packet.decode()
         except av.FFmpegError:
-            return  # a damaged packet; the next picture comes soon
+            decoded = []  # a damaged packet; mostly the next picture comes soon
+        self._in_vain += packet.stream is self._video
         for item in decoded:
             if isinstance(item, VideoFrame):
+                self._in_vain = 0
                 yield Shot(item, item.time, captured)
             elif isinstance(item, AudioFrame):
                 yield from self._ears.hear(item)
+        if self._in_vain > _DAMAGED_PACKETS:
+            raise FeedLost("what it sends cannot be decoded")
 
     def _describe(self, picture: VideoFrame) -> FeedInfo:
         assert isinstance(self._video, VideoStream)

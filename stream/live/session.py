@@ -1,12 +1,13 @@
 """A live run from its source to its outputs, and the report of it."""
 
-import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
+
+import cv2
 
 from unmask import __version__
 from unmask.errors import UnmaskError, UserError
@@ -18,13 +19,10 @@ from unmask.stream.live.page_camera import PageFeed
 from unmask.stream.live.record import Record, check_record_name
 from unmask.stream.live.state import STALL_SECONDS, Figures, LiveState
 from unmask.stream.naming import Draft, whole_file
-from unmask.stream.pipeline import Settings, face_stages
+from unmask.stream.pipeline import Settings, face_stages, live_frames
 from unmask.stream.stages.live_source import LiveSource
 from unmask.stream.stages.outputs import Outputs
 from unmask.stream.supervisor import Cancel, RunReport, run
-
-_FEWEST_SLOTS: Final = 3
-_MOST_SLOTS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +174,7 @@ def run_live(
 
     check_recording(settings)
     with ExitStack() as stack:
+        stack.enter_context(_one_thread_in_opencv())
         draft = _draft(settings, stack)
         first = connect_first(feed)
         unclaimed = stack.enter_context(ExitStack())
@@ -204,17 +203,29 @@ def run_live(
             (source, *face_stages(settings.pipeline, live=True), Outputs(outputs, state)),
             layout,
             max_faces=settings.pipeline.max_faces,
-            slots=_slots(),
+            slots=live_frames(),
             on_progress=lambda *_: look(),
             on_idle=look,
             on_notice=notice,
             cancel=cancel,
         )
         if not result.flushed or result.frames == 0:
-            raise UnmaskError(f"{feed.name}: stopped; nothing was written")
+            reason = "no picture came" if result.flushed else "stopped"
+            raise UnmaskError(f"{feed.name}: {reason}; nothing was written")
         if draft is not None and settings.record is not None:
             draft.keep_as(settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
+
+
+@contextmanager
+def _one_thread_in_opencv() -> Iterator[None]:
+    """The stages share the processors as they are; OpenCV's own threads would make them wait for each other."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _Watch:
@@ -236,15 +247,6 @@ class _Watch:
             self._notice(f"stuck: {self._stuck} has kept a picture for {STALL_SECONDS:g} s, and all others wait; {end}")
         if self._stuck is None and before is not None:
             self._notice(f"{before} goes on")
-
-
-def _slots() -> int:
-    """Frames under way at most, the one that waits for its picture among them.
-
-    One for each processor: where the machine is too slow, more would make the picture later and no more frequent.
-    """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(usable + 1, _FEWEST_SLOTS), _MOST_SLOTS)
 
 
 def check_recording(settings: LiveSettings) -> None:

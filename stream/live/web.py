@@ -12,6 +12,7 @@ import secrets
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -84,6 +85,8 @@ class WebPage(Output):
         self._viewers: set[web.WebSocketResponse] = set()
         self._asking = 0
         self._pair: tuple[U8, U8] | None = None
+        self._newest: tuple[tuple[U8, U8], asyncio.Future[bytes]] | None = None
+        self._coder = ThreadPoolExecutor(1, "unmask-jpeg")
         self._loop = asyncio.new_event_loop()
         self._fresh = asyncio.Condition()
         self._calls = PageCalls(self._feed) if self._feed is not None else None
@@ -111,6 +114,7 @@ class WebPage(Output):
                 self._ask(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_START_SECONDS)
+        self._coder.shutdown(wait=False)
 
     def summary(self) -> dict[str, Any]:
         return {"pictures_sent": self._views}
@@ -209,10 +213,16 @@ class WebPage(Output):
             self._asking -= 1
         pair = self._pair
         if pair is not None and not socket.closed:
-            jpeg = await asyncio.get_running_loop().run_in_executor(None, _jpeg, pair, self._layout)
+            jpeg = await self._coded(pair)
             with suppress(ConnectionError):
                 await socket.send_bytes(jpeg)
                 self._views += 1
+
+    async def _coded(self, pair: tuple[U8, U8]) -> bytes:
+        """A picture as JPEG, coded once for all who asked for it, in one thread: the stages need the processors."""
+        if self._newest is None or self._newest[0] is not pair:
+            self._newest = pair, self._loop.run_in_executor(self._coder, _jpeg, pair, self._layout)
+        return await asyncio.shield(self._newest[1])  # who leaves takes it from nobody else
 
     def _wake(self) -> None:
         async def wake() -> None:

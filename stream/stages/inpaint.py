@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -59,21 +58,17 @@ class Inpaint(Stage):
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
         person: file with a personal model; empty for the general one.
+        threads: CPU threads of the network; 0 leaves it to the engine.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "") -> None:
-        self._device, self._engine_name, self._person = device, engine, person
+    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0) -> None:
+        self._device, self._engine_name, self._person, self._threads = device, engine, person, threads
 
     def open(self, context: Context) -> None:
-        choice = choose(self._device, self._engine_name)
-        if self._person:
-            from unmask.models.person import load_personal  # only who asks for one needs it
-
-            self._engine: Engine = load_personal(Path(self._person), choice)
-        else:
-            self._engine = context.load("inpainter", choice, context.notice)
+        choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
+        self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
         self._painted = self._moved = 0
 

@@ -1,5 +1,6 @@
 """The first stage of a live run: the newest picture of a source that does not wait."""
 
+import gc
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
@@ -78,6 +79,7 @@ class LiveSource(Source):
         return (frame,)
 
     def close(self) -> None:
+        gc.unfreeze()
         self._reader.stop()
         if self._reader.ident is None:
             self._first.close()
@@ -91,6 +93,9 @@ class LiveSource(Source):
         self._begun = self._state.now()
         self._box.get(0)  # it may be as old as the loading of the networks took
         self._state.start_counting()
+        # What is loaded stays until the end: looking through it for garbage would stop all stages for 20 ms and more.
+        gc.collect()
+        gc.freeze()
         if self._paced:
             self._reader.start()
 

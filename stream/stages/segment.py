@@ -26,6 +26,8 @@ _WHOLE_AREA: Final = 0.1
 """A mask that covers less of the crop is partly hidden, or only half of it was found."""
 _CLOSER: Final = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), 0.0, 1.2)
 """The closer view of a crop in which no whole mask was found at first."""
+_CLOSER_EVERY: Final = 4
+"""Frames between closer looks that show no mask, where the work is spread over frames."""
 _CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
@@ -119,21 +121,27 @@ class Segment(Stage):
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
+        threads: CPU threads of the network; 0 leaves it to the engine.
+        spread: False looks closer at every face without a whole mask, in each frame. True goes on doing so only while
+            it shows mask; else one face a frame has its turn, and each only now and then: what only a closer look
+            shows is found some frames later.
     """
 
     name: ClassVar[str] = "segment"
 
-    def __init__(self, device: str = "auto", engine: str = "auto") -> None:
-        self._device, self._engine_name = device, engine
+    def __init__(self, device: str = "auto", engine: str = "auto", threads: int = 0, *, spread: bool = False) -> None:
+        self._device, self._engine_name, self._threads = device, engine, threads
+        self._spread = spread
 
     def open(self, context: Context) -> None:
         self._canvas = canvas_for(context.layout)
-        choice = choose(self._device, self._engine_name)
+        choice = choose(self._device, self._engine_name, threads=self._threads)
         for reason in choice.why_not_better:
             context.notice(reason)
         self._engine: Engine = context.load("segmenter", choice, context.notice)
         self._shape = MaskShape()
         self._memory: dict[int, _Memory] = {}
+        self._closer: dict[int, tuple[int, bool]] = {}  # by track: when it was last looked at closer; was there mask
         self._certain: set[int] = set()
         self._faces_unmasked = 0
         self._tracks_unmasked: set[int] = set()
@@ -141,13 +149,14 @@ class Segment(Stage):
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
             self._memory.clear()
+            self._closer.clear()
         if frame.faces:
             self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in frame.faces])
-            probabilities = self._look(np.stack([face.pictures.crop for face in frame.faces]))
-            for face, probability in zip(frame.faces, probabilities, strict=True):
+            for face, probability in zip(frame.faces, self._look(frame), strict=True):
                 self._segment(face, probability)
         present = {face.track_id for face in frame.faces}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
+        self._closer = {track: look for track, look in self._closer.items() if track in present}
         return (frame,)
 
     def _segment(self, face: Face, probability: F32) -> None:
@@ -180,14 +189,17 @@ class Segment(Stage):
             self._faces_unmasked += 1
             self._tracks_unmasked.add(face.track_id)
 
-    def _look(self, crops: U8) -> list[F32]:
-        """(S, S) float32 0..255 for each of (N, S, S, 3) crops: how likely each pixel is mask.
+    def _look(self, frame: Frame) -> list[F32]:
+        """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.
 
         Where hands cover most of a mask the network misses the rest, and finds it in a closer view; bare faces stay
         bare in both. So a crop with no mask in it, or part of one, is looked at twice.
         """
+        crops = np.stack([face.pictures.crop for face in frame.faces])
         found = [np.asarray(probability, np.float32) for probability in self._engine(crops)]
         doubtful = [i for i, one in enumerate(found) if not self._shows_a_whole_mask(one)]
+        if self._spread:
+            doubtful = self._whose_turn(frame, doubtful)
         if doubtful:
             size = (CROP_SIZE, CROP_SIZE)
             border = cv2.BORDER_REPLICATE
@@ -199,7 +211,17 @@ class Segment(Stage):
                     again.astype(np.float32), _CLOSER, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
                 )
                 found[i] = np.asarray(np.maximum(found[i], back), np.float32)
+                shows_mask = cv2.countNonZero(cv2.compare(back, 127.5, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
+                self._closer[frame.faces[i].track_id] = frame.index, shows_mask
         return found
+
+    def _whose_turn(self, frame: Frame, doubtful: list[int]) -> list[int]:
+        """Of the faces without a whole mask, by position, those to look at closer in this frame."""
+        never = -_CLOSER_EVERY, False
+        looks = {i: self._closer.get(frame.faces[i].track_id, never) for i in doubtful}
+        shown = [i for i, (_, shows_mask) in looks.items() if shows_mask]
+        others = [i for i in doubtful if i not in shown and frame.index - looks[i][0] >= _CLOSER_EVERY]
+        return [*shown, *sorted(others, key=lambda i: looks[i][0])[:1]]
 
     def _shows_a_whole_mask(self, probability: F32) -> bool:
         enough = _WHOLE_AREA * _PIXELS

@@ -10,7 +10,7 @@ from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
-from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.frame import F32, Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
@@ -54,6 +54,10 @@ _FITS_PER_FRAME: Final = 1
 _ROUNDS: Final = 2
 """How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
 
+_RUNS_PER_FRAME: Final = 4
+"""Runs of detectors after which a frame begins no close look, where the work is spread over frames. A search needs a
+frame of its own, and takes up to five; the frames after it save what that was too much."""
+
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
 
@@ -73,8 +77,10 @@ class Track(Stage):
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
         detect_every: frames between searches while all known faces are in sight.
-        spread: False searches everywhere in the first frame of a scene. True searches one view a frame, the whole
-            picture first, so that no frame takes much longer than others: small faces are found some frames later.
+        spread: False does in each frame all that it asks for, and searches everywhere in the first frame of a scene.
+            True spreads that over frames, so that none takes much longer than others: the search goes view by view, the
+            whole picture first, and close looks wait for their turn, while the mesh goes on following. Small faces are
+            found some frames later, and so is what happens to several doubtful ones at once.
         tracker: whose detector finds the faces.
     """
 
@@ -103,6 +109,8 @@ class Track(Stage):
         self._given: set[int] = set()
         self._most_at_once = 0
         self._cuts = 0
+        self._put_off = 0
+        self._runs_before = self._run_limit = 0
         self._begin_scene()
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -111,7 +119,9 @@ class Track(Stage):
         frame.discontinuity = frame.discontinuity or cut
         if frame.discontinuity:
             self._begin_scene()
-        for position, track in enumerate(self._tracks):
+        self._runs_before = self._finder.detector_runs
+        self._run_limit = min(self._run_limit, self._runs_before) + _RUNS_PER_FRAME
+        for position, track in sorted(enumerate(self._tracks), key=lambda item: -item[1].waits):
             due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
             self._follow(track, frame, due)
         self._forget(frame)
@@ -125,6 +135,7 @@ class Track(Stage):
             "tracks": len(self._given),
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
+            "looks_put_off": self._put_off,
             "scene_cuts": self._cuts,
         }
 
@@ -135,24 +146,60 @@ class Track(Stage):
         self._opening = [*self._finder.overviews, *self._finder.margins, *self._finder.tiles]
         self._opening_frames = _ROUNDS * len(self._opening)
         self._search_in = 0
+        self._search_waits = False
+        self._run_limit = self._finder.detector_runs
+
+    def _may_run(self, *, alone: bool) -> bool:
+        """Whether what can wait may begin in this frame; `alone` where it takes a whole frame's share."""
+        runs = self._finder.detector_runs
+        return not self._spread or (runs < self._run_limit and not (alone and runs > self._runs_before))
+
+    def _may_look(self, track: FaceTrack, *, around: bool) -> bool:
+        """Whether a close look at a face, or a search around it, may begin. If not, the face is the first to have one.
+
+        A search for new faces that had to wait goes before all others, or known ones could keep it waiting for ever.
+        """
+        may = self._may_run(alone=around) and not self._search_waits
+        track.waits = 0 if may else track.waits + 1
+        self._put_off += not may
+        return may
 
     def _follow(self, track: FaceTrack, frame: Frame, look: bool) -> None:
         """Find a known face in the next frame."""
+        look = look or track.waits > 0
         if track.misses > _MAX_MISSES:
-            if look:
+            if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
             return
         landmarks_px = self._finder.follow(frame, track.predicted_px)
-        if not (look or track.doubtful or track.jumps_to(landmarks_px)):
+        jumps = track.jumps_to(landmarks_px)
+        if not (look or track.doubtful or jumps):
             track.advance(landmarks_px, frame.pts_seconds)
-            return
-        sighting = self._finder.look(frame, landmarks_px)
+        elif self._may_look(track, around=track.unsure is not None):
+            self._look_closely(track, frame, landmarks_px)
+        elif track.misses or jumps:
+            track.coast()
+        else:
+            track.advance(landmarks_px, frame.pts_seconds)
+
+    def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
+        """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
+        if track.unsure is None:
+            sighting = self._finder.look(frame, landmarks_px)
+        else:
+            sighting = track.unsure._replace(landmarks_px=landmarks_px)
+        track.unsure = None
         if track.belief(sighting) < _BELIEVED and track.trusted:
-            sighting = self._look_around(track, frame, sighting)
+            if self._may_look(track, around=True):
+                sighting = self._look_around(track, frame, sighting)
+            else:
+                track.unsure = sighting
         if track.belief(sighting) >= _enough(track):
             self._found(track, sighting, frame)
-        else:
+        elif track.unsure is None:
             track.miss()
+        else:
+            track.coast()
 
     def _find_again(self, track: FaceTrack, frame: Frame) -> None:
         """Look for a face that was lost."""
@@ -181,11 +228,14 @@ class Track(Stage):
 
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
+        self._search_in -= 1
+        if not self._opening and self._search_in > 0:
+            return
+        self._search_waits = not self._may_run(alone=True)
+        if self._search_waits:
+            return
         if self._opening:
             self._search_opening(frame)
-            return
-        self._search_in -= 1
-        if self._search_in > 0:
             return
         anything_lost = any(track.misses for track in self._tracks)
         view = self._finder.overviews[0] if anything_lost else next(self._views)
