@@ -8,7 +8,8 @@ WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
 
-# Not tried on a GPU yet. The first run compiles the engines into the volume /cache, later ones find them there.
+# Neither built nor tried on a GPU yet. Ubuntu 24.04 brings Python 3.12; the CUDA libraries of PyTorch and TensorRT come with
+# their packages. The first run compiles the engines into the volume /cache, later ones find them there.
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS gpu
 # `video` brings NVDEC and NVENC into the container; without it only `compute` and `utility` come.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=video,compute,utility UNMASK_CACHE=/cache

@@ -152,3 +152,21 @@ def canonical_crop(landmarks_px: F32) -> F64:
 def transform_points(matrix: F64, points: F32) -> F32:
     """Map (N, 2 or more) points by a (2, 3) affine matrix, from their first two columns. Returns (N, 2) float32."""
     return np.asarray(points[:, :2] @ matrix[:, :2].T + matrix[:, 2], np.float32)
+
+
+def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
+    """The affine map that takes (N, 2) points to others, by least squares.
+
+    Returns:
+        (2, 3) float64, and the root mean square of what it leaves, in px.
+    """
+    ones = np.column_stack([source, np.ones(len(source), np.float32)]).astype(np.float64)
+    solution = np.linalg.lstsq(ones, target.astype(np.float64), rcond=None)[0]
+    residual = ones @ solution - target
+    return np.asarray(solution.T, np.float64), float(np.sqrt((residual**2).sum(axis=1).mean()))
+
+
+def largest_move(matrix: F64) -> float:
+    """How far the corners of the canonical crop move under a (2, 3) affine map, px."""
+    corners = np.array([[0, 0], [CROP_SIZE, 0], [0, CROP_SIZE], [CROP_SIZE, CROP_SIZE]], np.float32)
+    return float(np.abs(transform_points(matrix, corners) - corners).max())

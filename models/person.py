@@ -24,6 +24,7 @@ from unmask.models.engine import (
     TorchEngine,
     compile_model,
     cpu_precision,
+    cpu_streams,
     openvino_core,
     weights_file,
 )
@@ -97,7 +98,8 @@ class PersonalOpenVinoEngine(OpenVinoEngine):
         try:
             model = openvino_core().read_model(str(weights_file("inpainter.onnx")))
             _change(model, person)
-            self._request = compile_model(model, precision, threads).create_infer_request()
+            streams, usual = cpu_streams()
+            self._use(compile_model(model, precision, threads or usual, streams=streams))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the personal model: {str(error).splitlines()[0]}") from error
         self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}, personal"

@@ -50,6 +50,15 @@ class _PlaneSpec(NamedTuple):
     sharp: bool
 
 
+def canvas_for(layout: Layout) -> "Canvas":
+    """The canvas for frames of a layout: on the processor, or where their tensors lie."""
+    if not layout.tensors:
+        return Canvas(layout)
+    from unmask.stream.canvas_torch import TensorCanvas  # runs without tensors are spared PyTorch
+
+    return TensorCanvas(layout)
+
+
 class Canvas:
     """Reads and paints the frames of one layout.
 
@@ -80,6 +89,17 @@ class Canvas:
             out_from_plane = compose(crop_from_frame, frame_from_plane(block))
             warped.append(_warp(plane, out_from_plane, size, cv2.BORDER_REPLICATE, sharp))
         out[...] = self._to_rgb(warped)
+
+    def crop_all(self, frame: Frame, crops: Sequence[tuple[F64, U8]]) -> None:
+        """Cut several regions out of a frame, all of one size: (`crop_from_frame`, `out`) of `crop` for each."""
+        for crop_from_frame, out in crops:
+            self.crop(frame, crop_from_frame, out)
+
+    def paste_all(self, frame: Frame, pictures: Sequence[tuple[F64, U8, U8]]) -> None:
+        """Blend several painted crops into the frame, in their order: (`crop_from_frame`, `rgb`, `alpha`) of `paste`
+        for each, all of one size."""
+        for crop_from_frame, rgb, alpha in pictures:
+            self.paste(frame, crop_from_frame, rgb, alpha)
 
     def downscaled_rgb(self, frame: Frame, max_side: int) -> tuple[U8, float]:
         """The whole frame as a small picture; never enlarged.

@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
@@ -24,6 +24,9 @@ from unmask.stream.pool import SharedSlots, SlotPool, heap_pool
 from unmask.stream.stage import Stage
 from unmask.stream.transport import ZmqContext
 from unmask.stream.worker import Assignment, work
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SOCKET_PATH_LIMIT: Final = 107
 """Longest path of a Unix socket on Linux in bytes, unix(7)."""
@@ -58,7 +61,7 @@ class Crew(ABC):
 
 
 class ThreadCrew(Crew):
-    """Workers as threads of this process; frames lie on the heap.
+    """Workers as threads of this process; frames lie on the heap, or in tensors where the layout says so.
 
     Args:
         stages: one per worker.
@@ -67,7 +70,7 @@ class ThreadCrew(Crew):
     """
 
     def __init__(self, stages: Sequence[Stage], layout: Layout, max_faces: int, slots: int) -> None:
-        pool = heap_pool(slots, layout.slot_bytes(max_faces))
+        pool = heap_pool(slots, layout.slot_bytes(max_faces), _tensors(layout, slots))
         self.context = zmq.Context()
         self.assignments = _assignments("inproc://", len(stages), layout, max_faces)
         self._threads = [
@@ -99,10 +102,13 @@ class ThreadCrew(Crew):
 class ProcessCrew(Crew):
     """Workers as processes of their own; frames lie in shared memory, sockets in a private folder.
 
-    Arguments are those of `ThreadCrew`. Raises what pickling raises where a stage cannot be sent to a process.
+    Arguments are those of `ThreadCrew`. Raises what pickling raises where a stage cannot be sent to a process, and
+    ValueError for a layout of tensors, which processes do not share.
     """
 
     def __init__(self, stages: Sequence[Stage], layout: Layout, max_faces: int, slots: int) -> None:
+        if layout.tensors:
+            raise ValueError("processes share no tensors")
         pickled = [pickle.dumps(stage) for stage in stages]
         self._slots = SharedSlots(slots, layout.slot_bytes(max_faces))
         self._folder = _socket_folder()
@@ -147,6 +153,14 @@ class ProcessCrew(Crew):
         self.context.term()
         self._slots.close()
         self._folder.cleanup()
+
+
+def _tensors(layout: Layout, slots: int) -> "Sequence[Tensor]":
+    if not layout.tensors:
+        return ()
+    from unmask.stream.nv12 import new_picture  # runs without tensors are spared PyTorch
+
+    return [new_picture(layout) for _ in range(slots)]
 
 
 def _assignments(prefix: str, count: int, layout: Layout, max_faces: int) -> Sequence[Assignment]:

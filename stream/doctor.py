@@ -22,7 +22,7 @@ from unmask.models import engine
 from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
-from unmask.stream.nvdec import nvdec_problem
+from unmask.stream.nvcodec import nvdec_problem
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _PACKAGES: Final = ("av", "openvino", "numpy", "pyzmq", "msgspec", "torch", "tensorrt", "torch-tensorrt")

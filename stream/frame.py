@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -66,9 +69,11 @@ class Layout:
         matrix: the YUV matrix; meaningless for "rgb24".
         full_range: True where samples use the full range (JPEG), False for the limited one (MPEG).
         keep_source: True where each frame carries a second, untouched copy of its planes (for before/after pictures).
+        tensors: PyTorch's name of the device on which the planes lie, as NV12 (see `unmask.stream.nv12`); empty where
+            they lie in the slot.
 
     Raises:
-        ValueError: a size below 1 px or an unknown format.
+        ValueError: a size below 1 px, an unknown format, or one that tensors cannot hold.
     """
 
     width: int
@@ -77,12 +82,15 @@ class Layout:
     matrix: Matrix = Matrix.BT709
     full_range: bool = False
     keep_source: bool = False
+    tensors: str = ""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise ValueError(f"a layout needs a size of at least 1x1 px, got {self.width}x{self.height}")
         if self.format not in PIXEL_FORMATS:
             raise ValueError(f"unknown pixel format '{self.format}', expected one of {', '.join(PIXEL_FORMATS)}")
+        if self.tensors and (self.format != "yuv420p" or self.width % 2 or self.height % 2 or self.keep_source):
+            raise ValueError("tensors hold 8-bit 4:2:0 of even size, without a copy of the source")
 
     @property
     def pixel_format(self) -> PixelFormat:
@@ -111,7 +119,9 @@ class Layout:
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of the planes and, if kept, of their untouched copy."""
+        """Bytes of the slot that the planes take and, if kept, their untouched copy; 0 where they lie in tensors."""
+        if self.tensors:
+            return 0
         return self.frame_bytes * (2 if self.keep_source else 1)
 
 
@@ -173,6 +183,7 @@ class Frame:
         buffer: (N,) uint8, the slot: the planes, a copy of them if kept, then `FACE_BYTES` per possible face.
         slot: number of the slot in its pool.
         discontinuity: True on the first frame after a cut, a seek or a reconnection: temporal state must be forgotten.
+        nv12: (3 * H / 2, W) uint8, the picture on the device that `Layout.tensors` names; None where it is in `buffer`.
         faces: filled by `track`, refined by the stages after it.
     """
 
@@ -183,6 +194,7 @@ class Frame:
     buffer: U8
     slot: int
     discontinuity: bool = False
+    nv12: "Tensor | None" = None
     faces: list[Face] = field(default_factory=list)
 
     @property
@@ -191,7 +203,13 @@ class Frame:
 
     @property
     def planes(self) -> Sequence[Plane]:
-        """Views of the planes, shaped as `Layout.plane_shapes`, uint8 or (above 8 bits) uint16."""
+        """Views of the planes, shaped as `Layout.plane_shapes`, uint8 or (above 8 bits) uint16.
+
+        Raises:
+            ValueError: they lie in a tensor.
+        """
+        if self.layout.tensors:
+            raise ValueError("the planes of this frame lie in a tensor; see unmask.stream.nv12")
         return self._planes_from(0)
 
     @property

@@ -17,7 +17,7 @@ from unmask.errors import StageError, UnmaskError, UserError
 from unmask.stream.canvas import Canvas
 from unmask.stream.encoders import EncodeOptions
 from unmask.stream.frame import U8, Frame, Layout
-from unmask.stream.media import probe, with_source
+from unmask.stream.media import MediaInfo, probe, with_source
 from unmask.stream.naming import PICTURE_SUFFIXES, Draft, Job, whole_file
 from unmask.stream.pictures import Picture, read_picture, write_picture
 from unmask.stream.pipeline import Settings, build, face_stages
@@ -68,6 +68,7 @@ class VideoDone:
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
         engine, decoder, encoder: what ran the networks, what read the video and what wrote it.
+        frames_on: where frames lay between the two: "cpu" or "cuda:N".
         cancelled: True where the user cut the run short.
         notices: the lines that the user saw.
         stages: per stage, milliseconds per frame.
@@ -89,6 +90,7 @@ class VideoDone:
     engine: str
     decoder: str
     encoder: str
+    frames_on: str
     cancelled: bool
     notices: tuple[str, ...]
     stages: dict[str, dict[str, float]]
@@ -190,6 +192,7 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
     info = probe(job.source)
     if settings.encoding.compare:
         info = with_source(info)
+    info = _on_gpu(info, settings, notice)
     with whole_file(job.target, overwrite=settings.overwrite) as draft:
         listener.started(job, info.frames_expected)
         result = run(
@@ -203,6 +206,33 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
         )
         output = _name_draft(draft, job, result, overwrite=settings.overwrite)
     return _video_done(job, output, info.layout, result, notices)
+
+
+def _on_gpu(info: MediaInfo, settings: VideoSettings, notice: Callable[[str], None]) -> MediaInfo:
+    """With frames that stay on the GPU, where one is used and can hold them; else the user is told why not."""
+    if not settings.encoding.gpu:
+        return info
+    problem = _gpu_problem(info.layout, settings)
+    if problem is None:
+        from unmask.stream.nv12 import with_tensors
+
+        return with_tensors(info, f"cuda:{int(settings.pipeline.device.partition(':')[2] or 0)}")
+    notice(f"frames pass through the processor's memory: {problem}")
+    return info
+
+
+def _gpu_problem(layout: Layout, settings: VideoSettings) -> str | None:
+    if settings.processes:
+        return "processes share no memory of the GPU; leave --processes out"
+    if settings.draw_tracks:
+        return "tracks are drawn on the processor"
+    from unmask.models.engine import cuda_problem
+
+    if problem := cuda_problem():
+        return problem
+    from unmask.stream.nv12 import layout_problem
+
+    return layout_problem(layout)
 
 
 def _name_draft(draft: Draft, job: Job, result: RunReport, *, overwrite: bool) -> Path:
@@ -232,6 +262,7 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         engine=summaries.get("inpaint", {}).get("engine", "tracks only"),
         decoder=summaries["decode"]["decoder"],
         encoder=summaries["encode"]["encoder"],
+        frames_on=layout.tensors or "cpu",
         cancelled=result.cancelled,
         notices=tuple(notices),
         stages={name: milliseconds(timing) for name, timing in result.stages.items()},

@@ -8,12 +8,16 @@ of a run and the frames in flight.
 
 import mmap
 import os
+from collections.abc import Sequence
 from multiprocessing.reduction import DupFd
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from unmask.stream.frame import U8
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ALIGNMENT: Final = 4096
 """Slots begin on a page, so that two processes never write to the same cache line."""
@@ -26,12 +30,14 @@ class SlotPool:
         memory: (pool_bytes(count, slot_bytes),) uint8 that the slots are cut from.
         count: number of slots.
         slot_bytes: size of each.
+        tensors: the picture of each slot, where pictures lie in tensors.
     """
 
-    def __init__(self, memory: U8, count: int, slot_bytes: int) -> None:
+    def __init__(self, memory: U8, count: int, slot_bytes: int, tensors: "Sequence[Tensor]" = ()) -> None:
         self.count = count
         self._slot_bytes = slot_bytes
         self._memory = memory
+        self._tensors = tensors
 
     def buffer(self, slot: int) -> U8:
         """The (slot_bytes,) uint8 memory of a slot. Raises IndexError where there is no such slot."""
@@ -40,15 +46,19 @@ class SlotPool:
         start = slot * _stride(self._slot_bytes)
         return self._memory[start : start + self._slot_bytes]
 
+    def nv12(self, slot: int) -> "Tensor | None":
+        """The picture of a slot where pictures lie in tensors, else None."""
+        return self._tensors[slot] if self._tensors else None
+
 
 def pool_bytes(count: int, slot_bytes: int) -> int:
     """Bytes of memory that a pool needs."""
     return count * _stride(slot_bytes)
 
 
-def heap_pool(count: int, slot_bytes: int) -> SlotPool:
+def heap_pool(count: int, slot_bytes: int, tensors: "Sequence[Tensor]" = ()) -> SlotPool:
     """Slots in the memory of this process, for stages that run in threads."""
-    return SlotPool(np.zeros(pool_bytes(count, slot_bytes), np.uint8), count, slot_bytes)
+    return SlotPool(np.zeros(pool_bytes(count, slot_bytes), np.uint8), count, slot_bytes, tensors)
 
 
 class SharedSlots:

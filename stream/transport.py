@@ -226,6 +226,7 @@ def frame_from(header: FrameHeader, layout: Layout, pool: SlotPool) -> Frame:
         buffer=pool.buffer(header.slot),
         slot=header.slot,
         discontinuity=header.discontinuity,
+        nv12=pool.nv12(header.slot),
     )
     frame.faces = [_face(face, frame) for face in header.faces]
     return frame

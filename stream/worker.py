@@ -234,7 +234,8 @@ class _SourceWorker(_Worker):
                     raise _Stopped
 
     def _empty_frame(self, slot: int) -> Frame:
-        return Frame(self._given, 0, Fraction(1), self._layout, self._pool.buffer(slot), slot)
+        buffer, nv12 = self._pool.buffer(slot), self._pool.nv12(slot)
+        return Frame(self._given, 0, Fraction(1), self._layout, buffer, slot, nv12=nv12)
 
 
 class _MiddleWorker(_Worker):

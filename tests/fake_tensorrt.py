@@ -125,6 +125,7 @@ class _Builder:
         seen = self._module.seen
         return SimpleNamespace(
             set_flag=lambda flag: seen.setdefault("flags", []).append(flag),
+            set_tactic_sources=lambda sources: seen.update({"tactic sources": sources}),
             set_memory_pool_limit=lambda pool, size: seen.update({pool: size}),
             add_optimization_profile=lambda profile: seen.update({"profiles": seen.get("profiles", 0) + 1}),
         )
@@ -182,6 +183,9 @@ def fake_tensorrt(major: int, device: FakeDevice | None = None, *, fails: bool =
         # TensorRT 10 still has the name; TensorRT 11 has neither of the two.
         NetworkDefinitionCreationFlag=SimpleNamespace(**({"EXPLICIT_BATCH": 0} if major < 11 else {})),
         BuilderFlag=SimpleNamespace(**({"FP16": "fp16"} if major < 11 else {})),
+        TacticSource=SimpleNamespace(
+            **({"CUDNN": 2, "EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4} if major < 11 else {})
+        ),
         OnnxParser=_Parser,
     )
     module.Builder = lambda logger: _Builder(module, logger)

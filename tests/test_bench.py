@@ -47,7 +47,7 @@ def test_clip_holds_the_faces_it_should(faces: int, tmp_path: Path) -> None:
 
 def measured(cases: Sequence[Case]) -> list[Result]:
     left_out: list[str] = []
-    results = list(measure(cases, "cpu", "auto", lambda case: None, left_out.append))
+    results = list(measure(cases, "cpu", "auto", lambda case: None, left_out.append, left_out.append))
     assert left_out == []
     return results
 
@@ -110,7 +110,7 @@ def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     left_out: list[str] = []
     cases = [Case(name="PyTorch loop", kind="eager")]
-    assert list(measure(cases, "cpu", "auto", lambda case: None, left_out.append)) == []
+    assert list(measure(cases, "cpu", "auto", lambda case: None, left_out.append, left_out.append)) == []
     assert left_out == ["PyTorch loop: left out, torch and safetensors not installed"]
 
 
@@ -128,10 +128,37 @@ def test_the_family_of_a_process_holds_its_grandchildren() -> None:
         child.communicate("")
 
 
-def test_a_failed_run_is_an_error_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "write_clip", lambda path, *_: path.write_bytes(b"no video"))
-    with pytest.raises(UnmaskError, match="'broken' failed: unmask"):
-        measured([Case(name="broken", lines=480, frames=1)])
+def test_a_failed_run_is_an_error_with_its_line_after_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, width: int, height: int, faces: int, frames: int) -> None:
+        write_clip(path, width, height, faces, frames) if frames == 2 else path.write_bytes(b"no video")
+
+    monkeypatch.setattr(run, "write_clip", write)
+    cases = (Case(name="broken", lines=480, frames=1), Case(name="sound", kind="floor", lines=480, frames=2))
+    monkeypatch.setattr(run, "quick_cases", lambda: cases)
+    done = CliRunner().invoke(app, ["bench", "--device", "cpu", "--report", str(tmp_path / "r.json")])
+    assert isinstance(done.exception, UnmaskError)
+    assert str(done.exception).startswith("the benchmark 'broken' failed: unmask")
+    names = [case["case"]["name"] for case in json.loads((tmp_path / "r.json").read_text())["results"]]
+    assert names == ["sound"]
+
+
+def test_a_report_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Case(name=name, kind="floor", lines=480, frames=2) for name in ("first", "second")]
+    report = tmp_path / "r.json"
+    announced: list[str] = []
+    monkeypatch.setattr("unmask.bench_cli._announce", lambda case: announced.append(case.name))
+    for known in (cases[:1], cases):
+        monkeypatch.setattr(run, "quick_cases", lambda known=known: tuple(known))
+        command = ["bench", "--device", "cpu", "--report", str(report), "--resume"]
+        assert CliRunner().invoke(app, command).exit_code == 0
+    assert announced == ["first", "second"]
+    assert [one["case"]["name"] for one in json.loads(report.read_text())["results"]] == ["first", "second"]
+    report.write_text(report.read_text().replace('"cores"', '"kernels"'))
+    again = CliRunner().invoke(app, ["bench", "--report", str(report), "--resume"])
+    assert isinstance(again.exception, UserError)
+    assert "another machine" in str(again.exception)
 
 
 def test_every_case_has_a_name_of_its_own() -> None:

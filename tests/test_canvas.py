@@ -1,6 +1,7 @@
 """Cutting faces out of frames and putting them back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -13,9 +14,10 @@ from faces import Portrait
 from tolerances import CANVAS_MEAN, CANVAS_SHARE
 
 from unmask.models.geometry import CROP_SIZE
-from unmask.stream.canvas import Canvas
-from unmask.stream.canvas_torch import TorchCanvas, planes_of_nv12
+from unmask.stream.canvas import Canvas, canvas_for
+from unmask.stream.canvas_torch import TensorCanvas, TorchCanvas
 from unmask.stream.frame import PIXEL_FORMATS, Face, Frame, Layout, Matrix
+from unmask.stream.nv12 import Mover, new_picture, planes_of
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
@@ -313,17 +315,36 @@ def test_faces_go_through_the_tensors_together_as_they_do_alone(portrait: Portra
     assert torch.equal(together, alone)
 
 
-def test_nv12_is_painted_in_place_like_separate_planes(portrait: Portrait) -> None:
+def in_tensors(frame: Frame) -> Frame:
+    """The same frame, in a tensor of the processor."""
+    layout = replace(frame.layout, tensors="cpu")
+    buffer = np.zeros(layout.slot_bytes(2), np.uint8)
+    moved = Frame(frame.index, frame.pts, frame.time_base, layout, buffer, 0, nv12=new_picture(layout))
+    Mover(layout).upload(moved, frame.planes)
+    return moved
+
+
+def test_frames_in_tensors_are_cut_and_painted_like_separate_planes(portrait: Portrait) -> None:
+    """The canvas that the stages use, on NV12, several faces at once."""
     frame = photograph(portrait, "yuv420p")
-    luma, u, v = (torch.from_numpy(plane) for plane in frame.planes)
-    nv12 = luma.clone(), torch.stack([u, v], dim=-1)
-    canvas, maps = TorchCanvas(frame.layout), face_crop((270, 220), 300, 9)[None]
-    rgb = torch.full((1, CROP_SIZE, CROP_SIZE, 3), 140, dtype=torch.uint8)
-    alpha = torch.from_numpy(round_alpha())[None]
-    canvas.paste((luma, u, v), maps, rgb, alpha)
-    canvas.paste(planes_of_nv12(*nv12), maps, rgb, alpha)
-    assert torch.equal(nv12[0], luma)
-    assert torch.equal(nv12[1], torch.stack([u, v], dim=-1))
+    moved = in_tensors(frame)
+    planes, canvas = OnTensors(frame.layout), canvas_for(moved.layout)
+    assert isinstance(canvas, TensorCanvas)
+    maps = [face_crop((150 + 90 * i, 200), 80 + 150 * i, 5 * i) for i in range(3)]
+    expected, cut = [new_crop() for _ in maps], [new_crop() for _ in maps]
+    for matrix, out in zip(maps, expected, strict=True):
+        planes.crop(frame, matrix, out)
+    canvas.crop_all(moved, list(zip(maps, cut, strict=True)))
+    np.testing.assert_array_equal(cut, expected)
+    for matrix, out in zip(maps, expected, strict=True):
+        planes.paste(frame, matrix, 255 - out, round_alpha())
+    canvas.paste_all(moved, [(matrix, 255 - out, round_alpha()) for matrix, out in zip(maps, cut, strict=True)])
+    for plane, other in zip(frame.planes, planes_of(moved), strict=True):
+        np.testing.assert_array_equal(plane, other.numpy())
+    small, scale = canvas.downscaled_rgb(moved, 64)
+    expected_small, expected_scale = planes.downscaled_rgb(frame, 64)
+    assert scale == expected_scale
+    np.testing.assert_array_equal(small, expected_small)
 
 
 @pytest.mark.gpu

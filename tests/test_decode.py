@@ -16,7 +16,7 @@ from unmask.errors import UserError
 from unmask.models.engine import has_nvidia_gpu
 from unmask.stream.frame import Frame, Layout, Matrix
 from unmask.stream.media import MediaInfo, Orientation, nearest_format, probe, with_source
-from unmask.stream.nvdec import nvdec_problem
+from unmask.stream.nvcodec import nvdec_problem
 from unmask.stream.stage import Context
 from unmask.stream.stages.decode import Clock, Decode, fill
 

@@ -34,6 +34,20 @@ def references(portrait: Portrait) -> dict[NetworkName, U8]:
     return {network: TorchEngine(network)(*inputs_for(network, portrait)) for network in NETWORKS}
 
 
+def test_one_face_and_several_in_turn_give_the_same_and_leave_their_inputs_alone(portrait: Portrait) -> None:
+    """OpenVINO copies what it is given into the arrays that were shared with it before, if it may."""
+    loaded = OpenVinoEngine("inpainter")
+    crops = np.stack([portrait.crop(masked=True), portrait.crop(masked=False), portrait.crop(masked=True)[:, ::-1]])
+    masks = np.repeat(np.uint8(255) * portrait.crop_coverage()[None], 3, axis=0)
+    before = crops.copy(), masks.copy()
+    alone = np.concatenate([loaded(crops[i : i + 1], masks[i : i + 1]).copy() for i in range(3)])
+    together = loaded(crops[::-1], masks[::-1])[::-1].copy()
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(loaded(crops[2:], masks[2:]), alone[2:])
+    np.testing.assert_array_equal(crops, before[0])
+    np.testing.assert_array_equal(masks, before[1])
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_openvino_agrees_with_pytorch(

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 from faces import Portrait
 
 from unmask.models.engine import Engine, EngineChoice, NetworkName, load
-from unmask.models.geometry import CROP_SIZE, transform_points
+from unmask.models.geometry import CROP_SIZE, fit_affine, transform_points
 from unmask.models.mask_region import mask_region
 from unmask.stream.frame import U8, Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import MaskShape, Segment
-from unmask.stream.stages.smooth import Smooth, fit_affine, with_detail_of
+from unmask.stream.stages.smooth import Smooth, with_detail_of
 
 
 @pytest.fixture
@@ -208,3 +209,79 @@ def test_mask_region_takes_in_what_hangs_together_with_something_sure() -> None:
     assert not region[50:60, 50:60].any(), "likely, but next to nothing sure"
     assert not mask_region(np.full((8, 8), 120, np.uint8)).any()
     np.testing.assert_array_equal(region, mask_region(probability.astype(np.float32)))
+
+
+# --- a painting is moved along while the face keeps still -------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(portrait: Portrait) -> tuple[Segment, Inpaint, list[int]]:
+    """The stages up to the inpainter, and how many faces each of its calls painted."""
+    segment, inpaint = Segment("cpu"), Inpaint("cpu")
+    for stage in (segment, inpaint):
+        stage.open(Context(portrait.frame(masked=True).layout))
+    calls: list[int] = []
+    engine = inpaint._engine
+
+    class Counting(Engine):
+        description = engine.description
+
+        def __call__(self, *inputs: U8) -> U8:
+            calls.append(len(inputs[0]))
+            return engine(*inputs)
+
+    inpaint._engine = Counting()
+    return segment, inpaint, calls
+
+
+def painted(portrait: Portrait, stages: tuple[Stage, ...], index: int, shift: int = 0, light: float = 1.0) -> U8:
+    """What the stages paint in the crop of a frame in which the face has moved to the right by some px."""
+    frame = portrait.frame(masked=True, index=index)
+    rgb = np.roll(portrait.masked, shift, axis=1).astype(np.float32) * light
+    frame.planes[0][:] = np.clip(rgb, 0, 255).astype(np.uint8)
+    frame.faces[0].landmarks_px[:, 0] += shift
+    return run(stages, frame).faces[0].pictures.painted.copy()
+
+
+def test_a_still_face_is_painted_every_fourth_frame(
+    portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]
+) -> None:
+    segment, inpaint, calls = counted
+    pictures = [painted(portrait, (segment, inpaint), index) for index in range(8)]
+    assert calls == [1, 1]
+    assert inpaint.summary()["painted"] == 2
+    assert inpaint.summary()["moved_along"] == 6
+    inside = portrait.crop_coverage()
+    difference = [np.abs(picture.astype(int) - pictures[0])[inside].mean() for picture in pictures[1:4]]
+    assert max(difference) < 1
+
+
+def test_a_painting_moves_as_far_as_the_face(portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]) -> None:
+    segment, inpaint, calls = counted
+    first = painted(portrait, (segment, inpaint), 0)
+    moved = painted(portrait, (segment, inpaint), 1, shift=3)
+    assert calls == [1]
+    step = portrait.frame(masked=True).faces[0].crop_from_frame[:, 0] * 3
+    expected = cv2.warpAffine(
+        first, np.array([[1, 0, step[0]], [0, 1, step[1]]]), first.shape[:2], flags=cv2.INTER_CUBIC
+    )
+    inside = portrait.crop_coverage()
+    assert np.abs(moved.astype(int) - expected)[inside].mean() < 1.5
+    assert (
+        np.abs(moved.astype(int) - expected)[inside].mean() < 0.5 * np.abs(first.astype(int) - expected)[inside].mean()
+    )
+
+
+def test_another_light_a_larger_mask_and_another_person_are_painted_anew(
+    portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]
+) -> None:
+    segment, inpaint, calls = counted
+    painted(portrait, (segment, inpaint), 0)
+    painted(portrait, (segment, inpaint), 1, light=0.9)
+    assert len(calls) == 2
+    (frame,) = segment.process(portrait.frame(masked=True, index=2))
+    frame.faces[0].pictures.mask[100:140] = 255
+    list(inpaint.process(frame))
+    assert len(calls) == 3
+    run((segment, inpaint), portrait.frame(masked=True, index=3, reset=True))
+    assert len(calls) == 4

@@ -105,6 +105,7 @@ def test_each_version_gets_the_flags_that_it_has(major: int, flags: list[str] | 
     assert build_plan(tensorrt, b"onnx", 4) == b"a plan"
     assert tensorrt.seen.get("flags") == flags
     assert tensorrt.seen["network flags"] == (1 if major < 11 else 0)
+    assert tensorrt.seen.get("tactic sources") == (0b11000 if major < 11 else None)  # neither cuDNN nor cuBLAS
     assert tensorrt.seen["rgb"] == tensorrt.seen["mask"] == ((4, 4, 4, 3),) * 3
     assert tensorrt.seen["profiles"] == 1
 

@@ -37,6 +37,10 @@ def build_plan(tensorrt: Any, onnx: bytes, batch: int) -> bytes:
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
     if hasattr(tensorrt.BuilderFlag, "FP16"):
         config.set_flag(tensorrt.BuilderFlag.FP16)
+    if hasattr(tensorrt.TacticSource, "CUDNN"):
+        # cuDNN and cuBLAS, used by default before TensorRT 10 and unknown to TensorRT 11, are packages of their own.
+        sources = (tensorrt.TacticSource.EDGE_MASK_CONVOLUTIONS, tensorrt.TacticSource.JIT_CONVOLUTIONS)
+        config.set_tactic_sources(sum(1 << int(source) for source in sources))
     profile = builder.create_optimization_profile()
     for position in range(network.num_inputs):
         tensor = network.get_input(position)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unmask.errors import UserError
+from unmask.errors import UnmaskError, UserError
 from unmask.progress import say
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ def bench(
         str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
     ] = "auto",
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all figures as JSON.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the report already holds, and measure the rest.")
+    ] = False,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Draw stages.png, cost.png and latency.png (needs Matplotlib)."),
@@ -45,18 +48,48 @@ def bench(
         raise UserError(f"{report}: its folder does not exist; make it first")
     about = machine()
     print(", ".join(f"{name}: {value}" for name, value in about.items()))
-    results = list(measure(full_cases() if full else quick_cases(), device, engine, _announce, say))
+    cases = full_cases() if full else quick_cases()
+    results = _earlier(report, about, cases) if resume else []
+    done = {result.case for result in results}
+    failed: list[str] = []
+    for result in measure([case for case in cases if case not in done], device, engine, _announce, say, failed.append):
+        results.append(result)
+        if report is not None:  # after each case: what was measured is not lost where the rest is cut short
+            _write(report, about, results, findings(results, int(about["cores"])))
     print(table(results))
-    compared = findings(results, int(about["cores"]))
-    for name, value in compared.items():
+    for name, value in findings(results, int(about["cores"])).items():
         print(f"{name}: {value:.2f}")
-    if report is not None:
-        _write(report, about, results, compared)
     if plots is not None:
         from unmask.stream.bench.plots import draw
 
         for path in draw(results, plots):
             print(path)
+    if failed:
+        raise UnmaskError("; ".join(failed))
+
+
+def _earlier(report: Path | None, about: dict[str, str | int], cases: "Sequence[Case]") -> "list[Result]":
+    """The results of these cases that a report holds.
+
+    Raises:
+        UserError: there is none to read, or it is of another machine or version.
+    """
+    import msgspec
+
+    from unmask.stream.bench.run import Result
+
+    if report is None:
+        raise UserError("--resume: name the report that is to be gone on with, by --report FILE.json")
+    if not report.exists():
+        return []
+    try:
+        known = msgspec.json.decode(report.read_bytes())
+        results = msgspec.convert(known["results"], list[Result])
+    except (OSError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        raise UserError(f"{report}: no report of `unmask bench`; name another") from error
+    if known.get("machine") != about:
+        raise UserError(f"{report}: measured on another machine or version; name another, or leave --resume out")
+    return [result for result in results if result.case in cases]
 
 
 def _announce(case: "Case") -> None:

@@ -28,6 +28,8 @@ from unmask.stream.bench.clip import write_clip
 
 SIZES: Final = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080), 2160: (3840, 2160)}
 FACES: Final = (0, 1, 2, 4, 8)
+_FULL_FRAMES: Final = {480: 100, 720: 100, 1080: 60, 2160: 30}
+"""Length of the clips of the sweep, by height: large frames take long, and a second of them is as telling."""
 Kind = Literal["video", "live", "floor", "direct", "eager", "onnx", "telea"]
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "eager": ("torch", "safetensors"),
@@ -120,11 +122,16 @@ def quick_cases() -> tuple[Case, ...]:
 
 def full_cases() -> tuple[Case, ...]:
     """Every size with every number of faces, each size's floor; processes, encoders and baselines where they differ."""
-    sweep = [Case(name=f"{faces} faces", lines=lines, faces=faces, frames=100) for lines in SIZES for faces in FACES]
-    floors = [Case(name="decode and encode alone", kind="floor", lines=lines, frames=100) for lines in SIZES]
+    sizes = _FULL_FRAMES.items()
+    sweep = [
+        Case(name=f"{faces} faces", lines=lines, faces=faces, frames=frames)
+        for lines, frames in sizes
+        for faces in FACES
+    ]
+    floors = [Case(name="decode and encode alone", kind="floor", lines=lines, frames=frames) for lines, frames in sizes]
     processes = [
-        Case(name=f"{faces} faces, a process per stage", lines=lines, faces=faces, frames=100, processes=True)
-        for lines in SIZES
+        Case(name=f"{faces} faces, a process per stage", lines=lines, faces=faces, frames=frames, processes=True)
+        for lines, frames in sizes
         for faces in (1, 4)
     ]
     codecs = [Case(name=f"one face, {codec}", frames=100, codec=codec) for codec in ("h264", "hevc", "av1")]
@@ -138,7 +145,12 @@ def full_cases() -> tuple[Case, ...]:
 
 
 def measure(
-    cases: Sequence[Case], device: str, engine: str, started: Callable[[Case], None], left_out: Callable[[str], None]
+    cases: Sequence[Case],
+    device: str,
+    engine: str,
+    started: Callable[[Case], None],
+    left_out: Callable[[str], None],
+    failed: Callable[[str], None],
 ) -> Iterator[Result]:
     """Run cases one after the other.
 
@@ -148,9 +160,7 @@ def measure(
         engine: "auto" or the name of one.
         started: is told before each.
         left_out: is told which baseline cannot run because a package is missing.
-
-    Raises:
-        UnmaskError: a run failed.
+        failed: is told which run failed, and its reason; the other cases are measured all the same.
     """
     with tempfile.TemporaryDirectory(prefix="unmask-bench-") as name:
         folder = Path(name)
@@ -164,7 +174,10 @@ def measure(
             clip = folder / f"{case.lines}-{case.faces}-{case.frames}.mp4"
             if not clip.exists():
                 write_clip(clip, width, height, case.faces, case.frames)
-            yield _run(case, clip, folder, ("--device", device, "--engine", engine))
+            try:
+                yield _run(case, clip, folder, ("--device", device, "--engine", engine))
+            except UnmaskError as error:
+                failed(str(error))
 
 
 def _command(case: Case, clip: Path, folder: Path, where: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """The first stage for files: compressed video in, upright frames with their times out."""
 
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any, ClassVar, Final
 
 import av
@@ -13,7 +15,7 @@ from av.video.stream import VideoStream
 
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import MediaInfo, Orientation, open_input
-from unmask.stream.nvdec import nvdec_problem, open_on_gpu
+from unmask.stream.nvcodec import nvdec_problem, open_on_gpu
 from unmask.stream.stage import Context, Source
 
 _FLIP_CODES: Final = {(True, False): 1, (False, True): 0, (True, True): -1}
@@ -44,6 +46,7 @@ class Decode(Source):
         self._frames = self._packets = self._errors = self._lost = 0
         self._clock = Clock(self._info)
         self._size: tuple[int, int] | None = None
+        self._into_tensors = _IntoTensors(self._info, context.layout) if context.layout.tensors else None
         self._container = self._open_container()
         self._stream = _video_stream(self._container, self._info.stream_index)
         self._stream.thread_type = "AUTO"
@@ -56,7 +59,10 @@ class Decode(Source):
             return ()
         frame.pts, frame.time_base = self._clock.stamp(picture.pts), self._info.time_base
         frame.discontinuity = self._changed_size(picture)
-        fill(frame, picture, self._info.orientation)
+        if self._into_tensors is None:
+            fill(frame, picture, self._info.orientation)
+        else:
+            self._into_tensors.fill(frame, picture)
         self._frames += 1
         return (frame,)
 
@@ -78,12 +84,13 @@ class Decode(Source):
         self._decoder = "CPU"
         if self._gpu is None:
             return open_input(self._info.path)
-        if problem := nvdec_problem(self._info.path, self._info.stream_index, self._gpu):
+        take = self._into_tensors.try_one if self._into_tensors else None
+        if problem := nvdec_problem(self._info.path, self._info.stream_index, self._gpu, take):
             self._notice(f"decoder on the CPU; NVDEC cannot decode this {self._info.codec} ({problem})")
             return open_input(self._info.path)
         self._decoder = f"NVDEC on cuda:{self._gpu}"
         self._notice(f"decoder {self._decoder}")
-        return open_on_gpu(self._info.path, self._gpu)
+        return open_on_gpu(self._info.path, self._gpu, owned=take is not None)
 
     def _decode(self) -> Generator[VideoFrame]:
         """All pictures that can be decoded, in the order of their times."""
@@ -217,6 +224,34 @@ class Clock:
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+class _IntoTensors:
+    """Fills frames that lie in tensors: on the GPU where NVDEC decodes, else with one copy to it."""
+
+    def __init__(self, info: MediaInfo, layout: Layout) -> None:
+        from unmask.stream.nv12 import Mover  # runs without tensors are spared PyTorch
+
+        self._orientation = info.orientation
+        self._layout = layout
+        self._mover = Mover(layout)
+        on_host = replace(layout, tensors="")
+        self._upright = Frame(0, 0, Fraction(1), on_host, np.empty(on_host.slot_bytes(0), np.uint8), 0)
+
+    def fill(self, frame: Frame, picture: VideoFrame) -> None:
+        """Write a picture into a frame, made upright."""
+        if picture.format.name == "cuda":
+            self._mover.adopt(frame, picture, self._orientation)
+        else:
+            fill(self._upright, picture, self._orientation)
+            self._mover.upload(frame, self._upright.planes)
+
+    def try_one(self, picture: VideoFrame) -> None:
+        """Raise what `fill` would raise for pictures like this one."""
+        from unmask.stream.nv12 import new_picture
+
+        empty = np.empty(0, np.uint8)
+        self.fill(Frame(0, 0, Fraction(1), self._layout, empty, 0, nv12=new_picture(self._layout)), picture)
 
 
 def fill(frame: Frame, picture: VideoFrame, orientation: Orientation) -> None:

@@ -33,6 +33,7 @@ from unmask.stream.encoders import (
 )
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import FULL_RANGE, Color, MediaInfo, goes_on_after, open_input
+from unmask.stream.nvcodec import configure_for_gpu, encoder_hardware, nvenc_problem
 from unmask.stream.remux import MOV_FORMATS, StreamCopy, output_tags, stream_tags
 from unmask.stream.stage import Context, Sink
 from unmask.stream.stages.decode import plane_views
@@ -101,6 +102,7 @@ class Encode(Sink):
         self._format = container_format(self._suffix)
         self._settings = self._video_settings()
         self._choice = self._choose_encoder()
+        self._out_of_tensors = self._leave_tensors()
         self._source = open_input(self._info.path)
         self._container = self._open_container()
         try:
@@ -143,9 +145,11 @@ class Encode(Sink):
             self._output.unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
+        on_cpu = self._out_of_tensors is None or self._out_of_tensors.problem is not None
         return {
             "encoder": self._choice.encoder.name,
-            "pix_fmt": self._choice.pixel_format,
+            "pix_fmt": self._choice.pixel_format if on_cpu else "nv12",
+            "input": "the processor's memory" if on_cpu else self._layout.tensors,
             "frames": self._frames,
             "bytes": self._bytes,
             "left_out": list(self._left_out),
@@ -189,6 +193,14 @@ class Encode(Sink):
             self._notice(f"{self._suffix} holds no times: pictures are {step:.4f} s apart, and sound begins with them")
         return choice
 
+    def _leave_tensors(self) -> "_OutOfTensors | None":
+        if not self._layout.tensors:
+            return None
+        way = _OutOfTensors(self._layout, self._choice, self._settings)
+        if way.problem:
+            self._notice(f"frames are copied from {self._layout.tensors}: {way.problem}")
+        return way
+
     def _open_container(self) -> OutputContainer:
         """The output, of which nothing is written yet: the file is made with its header."""
         return av.open(
@@ -229,10 +241,14 @@ class Encode(Sink):
 
     def _add_video(self, source: VideoStream) -> VideoStream:
         encoder = self._choice.encoder
-        stream = self._container.add_stream(encoder.name, rate=self._settings.fps, options=self._choice.options)
+        on_gpu = {} if self._out_of_tensors is None else self._out_of_tensors.hardware()
+        stream = self._container.add_stream(
+            encoder.name, rate=self._settings.fps, options=self._choice.options, **on_gpu
+        )
         assert isinstance(stream, VideoStream)
         assert isinstance(stream.codec_context, VideoCodecContext)
-        configure(stream.codec_context, self._choice, self._settings)
+        set_up = configure_for_gpu if on_gpu else configure
+        set_up(stream.codec_context, self._choice, self._settings)
         stream.time_base = self._settings.time_base
         stream.metadata.update(stream_tags(source.metadata))
         stream.disposition = source.disposition
@@ -244,19 +260,28 @@ class Encode(Sink):
 
     def _picture(self, frame: Frame) -> VideoFrame:
         """The frame as the encoder wants it."""
-        picture = VideoFrame(self._settings.width, self._settings.height, self._layout.format)
-        views = plane_views(picture, self._layout)
-        if self._options.compare:
-            for view, left, right in zip(views, frame.source_planes, frame.planes, strict=True):
-                _put_side_by_side(view, left, right)
+        tensors = self._out_of_tensors
+        if tensors is None:
+            picture = self._filled(frame, frame.planes)
+        elif tensors.problem is None:
+            picture = tensors.mover.for_encoder(frame)
         else:
-            for view, plane in zip(views, frame.planes, strict=True):
-                np.copyto(view, plane)
-        if self._choice.pixel_format != self._layout.format:
-            picture = self._converted(picture)
+            picture = self._filled(frame, tensors.mover.download(frame))
         picture.pts = self._times.next(frame.pts * frame.time_base / self._settings.time_base)
         picture.time_base = self._settings.time_base
         return picture
+
+    def _filled(self, frame: Frame, planes: Sequence[Plane]) -> VideoFrame:
+        """A picture with the planes of a frame, in the encoder's format."""
+        picture = VideoFrame(self._settings.width, self._settings.height, self._layout.format)
+        views = plane_views(picture, self._layout)
+        if self._options.compare:
+            for view, left, right in zip(views, frame.source_planes, planes, strict=True):
+                _put_side_by_side(view, left, right)
+        else:
+            for view, plane in zip(views, planes, strict=True):
+                np.copyto(view, plane)
+        return picture if self._choice.pixel_format == self._layout.format else self._converted(picture)
 
     def _converted(self, picture: VideoFrame) -> VideoFrame:
         from_rgb = not self._layout.pixel_format.planar
@@ -341,6 +366,38 @@ class Encode(Sink):
             if error.errno in _NO_SPACE:
                 reason = f"no space left for {self._output}; free some, or choose another folder with -o"
             raise StageError(self.name, reason) from error
+
+
+class _OutOfTensors:
+    """How frames that lie in tensors reach the encoder: from the GPU's memory where NVENC takes them so, else copied.
+
+    Attributes:
+        mover: takes them there.
+        problem: why they have to be copied; None where they stay on the GPU.
+    """
+
+    def __init__(self, layout: Layout, choice: Choice, settings: VideoSettings) -> None:
+        from unmask.stream.nv12 import Mover  # runs without tensors are spared PyTorch
+
+        self.mover = Mover(layout)
+        self._layout = layout
+        self.problem = self._find_problem(choice, settings)
+
+    def hardware(self) -> dict[str, Any]:
+        """What `add_stream` is told besides, where pictures come in the GPU's memory."""
+        return {} if self.problem else {"hwaccel": encoder_hardware(self._number)}
+
+    @property
+    def _number(self) -> int:
+        return int(self._layout.tensors.partition(":")[2] or 0)
+
+    def _find_problem(self, choice: Choice, settings: VideoSettings) -> str | None:
+        if not choice.encoder.name.endswith("_nvenc"):
+            return f"{choice.encoder.name} encodes on the processor"
+        from unmask.stream.nv12 import new_picture, video_frame
+
+        problem = nvenc_problem(choice, settings, self._number, lambda: video_frame(new_picture(self._layout)))
+        return problem and f"{choice.encoder.name} takes none from there ({problem})"
 
 
 class _Times:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import mask_region
-from unmask.stream.canvas import Canvas
+from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
 
@@ -134,7 +134,7 @@ class Segment(Stage):
         self._spread = spread
 
     def open(self, context: Context) -> None:
-        self._canvas = Canvas(context.layout)
+        self._canvas = canvas_for(context.layout)
         choice = choose(self._device, self._engine_name, threads=self._threads)
         for reason in choice.why_not_better:
             context.notice(reason)
@@ -150,9 +150,8 @@ class Segment(Stage):
         if frame.discontinuity:
             self._memory.clear()
             self._closer.clear()
-        for face in frame.faces:
-            self._canvas.crop(frame, face.crop_from_frame, face.pictures.crop)
         if frame.faces:
+            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in frame.faces])
             for face, probability in zip(frame.faces, self._look(frame), strict=True):
                 self._segment(face, probability)
         present = {face.track_id for face in frame.faces}

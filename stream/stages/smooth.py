@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unmask.models.geometry import CROP_SIZE, transform_points
-from unmask.stream.canvas import Canvas
-from unmask.stream.frame import F64, U8, Face, Frame
+from unmask.models.geometry import CROP_SIZE, fit_affine, largest_move, transform_points
+from unmask.stream.canvas import canvas_for
+from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -23,6 +23,9 @@ _STILL_PX: Final = 0.15
 """Below this movement the frame before is not resampled: resampling blurs a little each time."""
 
 
+_AROUND_PX: Final = 8
+"""How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
+
 _MAX_GAIN: Final = 1.5
 """Detail that was blended is made stronger by this factor at most."""
 
@@ -31,18 +34,6 @@ _MAX_GAIN: Final = 1.5
 class _Memory:
     painted: F32
     points: F32
-
-
-def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
-    """The affine map that takes (N, 2) points to others, by least squares.
-
-    Returns:
-        (2, 3) float64, and the root mean square of what it leaves, in px.
-    """
-    ones = np.column_stack([source, np.ones(len(source), np.float32)]).astype(np.float64)
-    solution = np.linalg.lstsq(ones, target.astype(np.float64), rcond=None)[0]
-    residual = ones @ solution - target
-    return np.asarray(solution.T, np.float64), float(np.sqrt((residual**2).sum(axis=1).mean()))
 
 
 def _detail(picture: F32) -> F32:
@@ -70,10 +61,13 @@ def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
     return blended + np.float32(max(gain, 1.0) - 1.0) * detail
 
 
-def _largest_move(matrix: F64) -> float:
-    """How far the corners of the crop move under an affine map, px."""
-    corners = np.array([[0, 0], [CROP_SIZE, 0], [0, CROP_SIZE], [CROP_SIZE, CROP_SIZE]], np.float32)
-    return float(np.abs(transform_points(matrix, corners) - corners).max())
+def _around(mask: U8) -> tuple[slice, slice] | None:
+    """Rows and columns of a mask and a little around it; None where it is empty."""
+    x, y, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        return None
+    rows = slice(max(0, y - _AROUND_PX), min(CROP_SIZE, y + height + _AROUND_PX))
+    return rows, slice(max(0, x - _AROUND_PX), min(CROP_SIZE, x + width + _AROUND_PX))
 
 
 class Smooth(Stage):
@@ -93,20 +87,19 @@ class Smooth(Stage):
         self._keep = keep
 
     def open(self, context: Context) -> None:
-        self._canvas = Canvas(context.layout)
+        self._canvas = canvas_for(context.layout)
         self._memory: dict[int, _Memory] = {}
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
             self._memory.clear()
-        for face in frame.faces:
-            if face.masked:
-                self._steady(face)
-        # All faces are steadied before any is pasted: their crops were cut from the same untouched picture.
-        for face in frame.faces:
-            if face.masked:
-                self._canvas.paste(frame, face.crop_from_frame, face.pictures.painted, face.pictures.mask)
-        present = {face.track_id for face in frame.faces if face.masked}
+        masked = [face for face in frame.faces if face.masked]
+        for face in masked:
+            self._steady(face)
+        if masked:
+            pictures = [(face.crop_from_frame, face.pictures.painted, face.pictures.mask) for face in masked]
+            self._canvas.paste_all(frame, pictures)
+        present = {face.track_id for face in masked}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
         return (frame,)
 
@@ -114,22 +107,25 @@ class Smooth(Stage):
         points = transform_points(face.crop_from_frame, face.landmarks_px)
         now = face.pictures.painted.astype(np.float32)
         memory = None if face.reset else self._memory.get(face.track_id)
-        if memory is not None:
-            now = self._blend(memory, now, points, face)
-            face.pictures.painted[:] = np.clip(now + 0.5, 0, 255).astype(np.uint8)
+        part = _around(face.pictures.mask)
+        if memory is not None and part is not None:
+            now[part] = self._blend(memory, now[part], points, face.pictures.mask[part], part)
+            face.pictures.painted[part] = np.clip(now[part] + 0.5, 0, 255).astype(np.uint8)
         self._memory[face.track_id] = _Memory(now, points)
 
-    def _blend(self, memory: _Memory, now: F32, points: F32, face: Face) -> F32:
+    def _blend(self, memory: _Memory, now: F32, points: F32, mask: U8, part: tuple[slice, slice]) -> F32:
+        """What is painted now, (H, W, 3) float32, `part` of the crop, with the same part of the frame before."""
         matrix, bend = fit_affine(memory.points, points)
-        past = memory.painted
-        if _largest_move(matrix) > _STILL_PX:
-            size = (CROP_SIZE, CROP_SIZE)
-            warped = cv2.warpAffine(past, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        past = memory.painted[part]
+        if largest_move(matrix) > _STILL_PX:
+            matrix[:, 2] -= (part[1].start, part[0].start)
+            size, flags = (now.shape[1], now.shape[0]), cv2.INTER_CUBIC
+            warped = cv2.warpAffine(memory.painted, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
             past = np.asarray(warped, np.float32)
         change = past - now
-        light = float(np.abs(cv2.mean(change, mask=face.pictures.mask)[:3]).mean())
+        light = float(np.abs(cv2.mean(change, mask=mask)[:3]).mean())
         weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))
-        return with_detail_of(now, now + np.float32(weight) * change, face.pictures.mask)
+        return with_detail_of(now, now + np.float32(weight) * change, mask)
 
     def summary(self) -> dict[str, Any]:
         return {}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from unmask.models.mediapipe import Detection
-from unmask.stream.canvas import Canvas
+from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
 from unmask.stream.frame import F32, Face, Frame, Layout
@@ -100,7 +100,7 @@ class Track(Stage):
         self._spread = spread
 
     def open(self, context: Context) -> None:
-        canvas = Canvas(context.layout)
+        canvas = canvas_for(context.layout)
         self._finder = FINDERS[self._tracker](context.layout, canvas)
         self._is_cut = SceneCuts(canvas)
         self._limit = min(self._max_faces, context.max_faces)
