@@ -38,6 +38,9 @@ FACE_SIZE: Final = 160
 """Width and height of a drawn face in px."""
 
 MASKED, WRONGLY, BARE = range(len(KINDS))
+UNKNOWN: Final = -1
+"""Kind of a face that no label names: it is neither to be found nor to be passed over."""
+
 _LABELS: Final = {"with_mask": MASKED, "with_incorrect_mask": WRONGLY, "without_mask": BARE}
 
 _TURNED_SHARE: Final = 0.25
@@ -173,7 +176,8 @@ def prepare_scenes(
 ) -> int:
     """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
 
-    Labelled scenes have their boxes; points are added where a found face fits a box. In stills, whose folder says how
+    Labelled scenes have their boxes; points are added where a found face fits a box. Found faces that fit none are
+    listed as `UNKNOWN`: labels leave out many faces in the background. In stills, whose folder says how
     the mask is worn (`incorrect`: wrongly), the found faces are the boxes.
 
     Args:
@@ -207,11 +211,19 @@ def prepare_scenes(
                 row = len(points)
                 points.append(seen[int(np.argmax(fits))])
             faces.append({"kind": kind, "box": box, "points": row})
+        faces += [{"kind": UNKNOWN, "box": box, "points": -1} for box in _unlabelled(seen, labelled)]
         if faces:
             listed.append({"file": str(path.resolve()), "faces": faces})
     np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
     (out / "scenes.json").write_text(json.dumps(listed))
     return sum(len(entry["faces"]) for entry in listed)
+
+
+def _unlabelled(seen: Sequence[F32], labelled: Sequence[tuple[int, tuple[float, ...]]]) -> list[tuple[float, ...]]:
+    """Boxes of the found faces that fit no label."""
+    boxes = np.array([box for _, box in labelled], np.float32).reshape(-1, 4)
+    found = [box_of(points) for points in seen]
+    return [tuple(float(v) for v in b) for b in found if overlap(boxes, b[None]).max(initial=0) <= _PASSED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +233,7 @@ class Scene:
     Attributes:
         rgb: (H, W, 3) uint8.
         boxes: (N, 4) float32 px.
-        kinds: (N,) int64, indices into `KINDS`.
+        kinds: (N,) int64, indices into `KINDS`, or `UNKNOWN`.
         points: (N, 5, 2) float32 px, NaN where they are not known.
     """
 
