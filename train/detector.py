@@ -115,9 +115,8 @@ def _random_turn(rng: np.random.Generator) -> float:
 
 
 def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-    """A part of a real scene in which one of its faces has a size drawn at random; each face of the data is as likely."""
-    crowds = np.array([len(scene.boxes) for scene in data.scenes])
-    scene = data.scenes[int(rng.choice(len(crowds), p=crowds / crowds.sum()))]
+    """A part of a real scene in which one of its faces has a size drawn at random. Each face is as likely."""
+    scene = data.scenes[int(rng.choice(data.scene_of_face))]
     height, width = scene.rgb.shape[:2]
     focus = rng.uniform(0, 1, 2) * (width, height)
     zoom = float(np.exp(rng.uniform(-0.7, 1.0))) * max(size) / max(height, width)

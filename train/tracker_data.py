@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -253,6 +253,7 @@ class TrackerData:
         points: (N, 468, 3) float32 px.
         kinds: (N,) uint8, indices into `KINDS`.
         scenes: real ones.
+        scene_of_face: (M,) int64, the scene of each of their faces.
     """
 
     faces: U8
@@ -260,6 +261,7 @@ class TrackerData:
     points: F32
     kinds: U8
     scenes: tuple[Scene, ...]
+    scene_of_face: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def open(cls, folder: Path) -> "TrackerData":
@@ -271,7 +273,9 @@ class TrackerData:
             points, kinds = np.load(folder / "points.npy"), np.load(folder / "kinds.npy")
         except OSError as error:
             raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
-        return cls(faces, inside, points, kinds, tuple(_scene(entry, mesh) for entry in listed))
+        scenes = tuple(_scene(entry, mesh) for entry in listed)
+        scene_of_face = np.repeat(np.arange(len(scenes)), [len(scene.boxes) for scene in scenes])
+        return cls(faces, inside, points, kinds, scenes, scene_of_face)
 
 
 def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
