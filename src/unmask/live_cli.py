@@ -165,7 +165,7 @@ def live(
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
     tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose detector finds the faces; ours misses more.")
+        Tracker, typer.Option(metavar="unmask|mediapipe|both", help="Whose detectors find faces; ours misses more.")
     ] = DEFAULT_TRACKER,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
 ) -> None:
