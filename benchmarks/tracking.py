@@ -1,4 +1,4 @@
-"""Which faces the trackers find, how well their points lie, and how steadily: ours beside MediaPipe's, in one run.
+"""Which faces the trackers find, how well their points lie, and how steadily: all of them in one run.
 
     python benchmarks/tracking.py --scenes SCENES --crops CROPS --textures TEXTURES --videos VIDEOS
 
@@ -11,7 +11,7 @@ scenes      pictures with labelled boxes (boxes.csv), the third that is kept for
 pasted      bare validation faces pasted into those scenes, for bare faces.
 points      validation faces with drawn masks: distance to the mesh of the bare face, over the distance of the outer eye
             corners, of the points under the mask and of those that place the crop; how far the canonical crop lies from
-            where the bare face puts it (mean over its corners, px of the crop). Both trackers start from the same
+            where the bare face puts it (mean over its corners, px of the crop). All trackers start from the same
             disturbed place.
 videos      real masked people: frames in which all of them are followed (`PEOPLE` says how many there are), identities
             used, milliseconds a frame; and the first frame held still under noise: how far points move in px.
@@ -54,7 +54,8 @@ from unmask.train.tracker_data import (
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-TRACKERS: Final = (Tracker.MEDIAPIPE, Tracker.UNMASK)
+TRACKERS: Final = tuple(Tracker)
+DETECTORS: Final = (Tracker.MEDIAPIPE, Tracker.UNMASK)
 CLASSES: Final = ((120.0, 1e9), (64.0, 120.0), (32.0, 64.0))
 FOUND: Final = 0.4
 MAX_FACES: Final = 64
@@ -152,13 +153,14 @@ def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
 
 
 def measure_scenes(folder: Path) -> dict[str, dict[str, str]]:
-    tallies = {name: Tally() for name in (*TRACKERS, *(f"{name}, detector alone" for name in TRACKERS))}
-    looks = {name: alone(name) for name in TRACKERS}
+    tallies = {name: Tally() for name in (*TRACKERS, *(f"{name}, detector alone" for name in DETECTORS))}
+    looks = {name: alone(name) for name in DETECTORS}
     for rgb, boxes, kinds in validation_scenes(folder):
         for tracker in TRACKERS:
             tallies[tracker].add(faces_of_picture(tracker, rgb), boxes, kinds)
-            seen = np.array(looks[tracker](rgb), np.float32).reshape(-1, 4)  # type: ignore[operator]
-            tallies[f"{tracker}, detector alone"].add(seen, boxes, kinds)
+        for detector in DETECTORS:
+            seen = np.array(looks[detector](rgb), np.float32).reshape(-1, 4)  # type: ignore[operator]
+            tallies[f"{detector}, detector alone"].add(seen, boxes, kinds)
     return {name: tally.figures() for name, tally in tallies.items()}
 
 

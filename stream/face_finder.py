@@ -60,8 +60,8 @@ _TILE_OVERLAP: Final = 0.25
 
 # Logistic regressions over 1,083 proposals in street scenes with labelled boxes: bias; log odds of the short-range and
 # of the full-range detector; difference of mesh and full-range detector in eyes and in size.
-_SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
-_AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
+SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
+AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
 
 _DETECTOR_BOX: Final = 0.9
 """Usual size of a detector's box, in sizes of the mesh's."""
@@ -195,14 +195,20 @@ class MediaPipeFinder(Finder):
         return _view(box_around(centre_px, size_px * _AROUND), "full")
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
+        evidence = self.evidence(frame, landmarks_px)
+        return Sighting(landmarks_px, probability(SCORE, evidence), probability(AGREEMENT, evidence))
+
+    def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
+        """The inputs of `SCORE` and `AGREEMENT`: (5,) float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         seen: dict[str, Detection | None] = {}
         for view in _close_ups(landmarks_px):
             found = self.search(frame, view, _CLOSE_UP_SCORE)
             near = (d for d in found if np.linalg.norm(box_centre(d.box_px) - middle) < size / 2)
             seen[view.reach] = next(near, None)
-        evidence = _evidence(landmarks_px, seen["short"], seen["full"])
-        return Sighting(landmarks_px, probability(_SCORE, evidence), probability(_AGREEMENT, evidence))
+        full = seen["full"]
+        errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
+        return np.array([1.0, log_odds(seen["short"]), log_odds(full), *errors])
 
 
 def points_box(landmarks_px: F32) -> Box:
@@ -231,12 +237,6 @@ def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
     """True where a detector's box may be of the face that is expected."""
     ratio = box_size(box) / size_px
     return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
-
-
-def _evidence(landmarks_px: F32, short: Detection | None, full: Detection | None) -> F64:
-    """The inputs of `_SCORE` and `_AGREEMENT`."""
-    errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
-    return np.array([1.0, log_odds(short), log_odds(full), *errors])
 
 
 def probability(weights: F64, evidence: F64) -> float:

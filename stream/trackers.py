@@ -5,10 +5,11 @@ from typing import Final
 
 
 class Tracker(StrEnum):
-    """Whose detector finds the faces; the points are those of MediaPipe's mesh in either case."""
+    """Whose detector finds the faces; the points are those of MediaPipe's mesh in any case."""
 
     UNMASK = "unmask"
     MEDIAPIPE = "mediapipe"
+    BOTH = "both"
 
 
 DEFAULT_TRACKER: Final = Tracker.MEDIAPIPE

@@ -1,6 +1,7 @@
 """The detector: data, training, export, and what the shipped one finds."""
 
 import csv
+import json
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,16 @@ from unmask.train.config import Recipe, load_recipe
 from unmask.train.data import is_validation, prepare_crops
 from unmask.train.evaluate_run import evaluate_run
 from unmask.train.registry import trainer_of
-from unmask.train.tracker_data import BARE, MASKED, TrackerData, box_of, is_validation_scene, overlap
+from unmask.train.tracker_data import (
+    BARE,
+    MASKED,
+    UNKNOWN,
+    TrackerData,
+    box_of,
+    is_validation_scene,
+    overlap,
+    prepare_scenes,
+)
 
 WIDE = (384, 640)
 """Height and width of a picture for the detector."""
@@ -87,6 +97,19 @@ def test_data_for_the_tracker_leave_validation_out(data: Path, portrait: Portrai
     assert np.linalg.norm(scene.points[0, 0] - eyes) < 8, "the points of a labelled face are found"
 
 
+def test_faces_that_labels_leave_out_are_left_in_peace(portrait: Portrait, tmp_path: Path) -> None:
+    name = next(f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png"))
+    cv2.imwrite(str(tmp_path / name), np.hstack([portrait.masked, portrait.bare])[..., ::-1])
+    box = ",".join(str(round(float(v))) for v in box_of(portrait.landmarks))
+    (tmp_path / "boxes.csv").write_text(f"file,label,x0,y0,x1,y1\n{name},with_mask,{box}\n")
+    beside = portrait.landmarks + np.array([portrait.masked.shape[1], 0, 0], np.float32)
+    listed = prepare_scenes(tmp_path, [], lambda rgb: [portrait.landmarks, beside], tmp_path, lambda done, total: None)
+    assert listed == 2
+    (entry,) = json.loads((tmp_path / "scenes.json").read_text())
+    assert [face["kind"] for face in entry["faces"]] == [MASKED, UNKNOWN]
+    assert entry["faces"][1]["box"] == pytest.approx(box_of(beside).tolist())
+
+
 def test_scenes_without_boxes_are_a_mistake(crops: Path, tmp_path: Path) -> None:
     command = ["data", "tracker", str(crops), "--scenes", str(tmp_path), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*command, "--textures", str(template(tmp_path / "t")), "--variants", "1"])
@@ -117,8 +140,9 @@ def recipe(crops: Path, data: Path, out: Path, *overrides: str) -> Recipe:
     """The recipe that ships, made short."""
     textures = data.parent / "textures"
     places = [f"crops={crops}", f"tracker={data}", f"textures={textures}", f"out={out}", "epoch=4"]
-    sizes = [f"phases.{i}.{key}" for i in range(2) for key in ("steps=2", "size=128", "batch=2")]
-    return load_recipe("detector", [*places, *sizes, *overrides])
+    sizes = [f"phases.{i}.{key}" for i in range(3) for key in ("steps=2", "size=128", "batch=2")]
+    short = load_recipe("detector", [*places, *sizes, *overrides])
+    return msgspec.structs.replace(short, phases=short.phases[:2])
 
 
 def test_the_detector_trains_resumes_and_ships(crops: Path, data: Path, tmp_path: Path) -> None:

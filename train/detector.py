@@ -41,7 +41,10 @@ _RADIUS: Final = 1.5
 """Cells so near to the middle of a face, in strides, are to find it."""
 
 _MIRRORED_POINTS: Final = np.array([1, 0, 2, 4, 3])
-_SIZE_RANGE: Final = (11.0, 260.0)
+_SIZE_RANGE: Final = (11.0, 400.0)
+_ELSEWHERE: Final = 0.2
+"""How often a part of a scene is shown that no face was chosen for: hands, ears, emblems and signs are not faces."""
+
 _MOST_ENLARGED: Final = 3.0
 _VALIDATION_GROUPS: Final = 4
 
@@ -112,19 +115,22 @@ def _random_turn(rng: np.random.Generator) -> float:
 
 
 def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-    """A part of a real scene in which one of its faces, if there are any, has a size drawn at random."""
-    scene = data.scenes[int(rng.integers(len(data.scenes)))]
+    """A part of a real scene in which one of its faces has a size drawn at random. Each face is as likely."""
+    scene = data.scenes[int(rng.choice(data.scene_of_face))]
     height, width = scene.rgb.shape[:2]
     focus = rng.uniform(0, 1, 2) * (width, height)
-    zoom = float(np.exp(rng.uniform(-0.7, 0.7))) * max(size) / max(height, width)
-    if len(scene.boxes):
-        box = scene.boxes[int(rng.integers(len(scene.boxes)))]
-        wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], min(_SIZE_RANGE[1], 0.9 * min(size))))))
+    zoom = float(np.exp(rng.uniform(-0.7, 1.0))) * max(size) / max(height, width)
+    spread = 0.35
+    labelled = scene.boxes[scene.kinds >= 0]
+    if len(labelled) and rng.random() >= _ELSEWHERE:
+        box = labelled[int(rng.integers(len(labelled)))]
+        wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], min(_SIZE_RANGE[1], 0.95 * min(size))))))
         zoom = wanted / float((box[2:] - box[:2]).max())
         focus = (box[:2] + box[2:]) / 2
+        spread *= 1 - 0.7 * wanted / min(size)  # a large face is cut off only a little
     zoom = min(zoom, _MOST_ENLARGED)
     matrix = cv2.getRotationMatrix2D((float(focus[0]), float(focus[1])), _random_turn(rng), zoom)
-    matrix[:, 2] += rng.uniform(0.15, 0.85, 2) * size - focus
+    matrix[:, 2] += rng.uniform(0.5 - spread, 0.5 + spread, 2) * size - focus
     return _moved(Picture(scene.rgb, scene.boxes, scene.kinds, scene.points), matrix.astype(np.float64), size, rng)
 
 
@@ -217,7 +223,7 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
         )
     else:
         picture = draw_scene(data, (size, size), rng)
-    if rng.random() < 0.6:
+    if rng.random() < 0.45:
         picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng)
     rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points
     if rng.random() < 0.5:

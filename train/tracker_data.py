@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,9 @@ FACE_SIZE: Final = 160
 """Width and height of a drawn face in px."""
 
 MASKED, WRONGLY, BARE = range(len(KINDS))
+UNKNOWN: Final = -1
+"""Kind of a face that no label names: it is neither to be found nor to be passed over."""
+
 _LABELS: Final = {"with_mask": MASKED, "with_incorrect_mask": WRONGLY, "without_mask": BARE}
 
 _TURNED_SHARE: Final = 0.25
@@ -172,7 +175,8 @@ def prepare_scenes(
 ) -> int:
     """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
 
-    Labelled scenes have their boxes; points are added where a found face fits a box. In stills, whose folder says how
+    Labelled scenes have their boxes; points are added where a found face fits a box. Found faces that fit none are
+    listed as `UNKNOWN`: labels leave out many faces in the background. In stills, whose folder says how
     the mask is worn (`incorrect`: wrongly), the found faces are the boxes.
 
     Args:
@@ -206,11 +210,19 @@ def prepare_scenes(
                 row = len(points)
                 points.append(seen[int(np.argmax(fits))])
             faces.append({"kind": kind, "box": box, "points": row})
+        faces += [{"kind": UNKNOWN, "box": box, "points": -1} for box in _unlabelled(seen, labelled)]
         if faces:
             listed.append({"file": str(path.resolve()), "faces": faces})
     np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
     (out / "scenes.json").write_text(json.dumps(listed))
     return sum(len(entry["faces"]) for entry in listed)
+
+
+def _unlabelled(seen: Sequence[F32], labelled: Sequence[tuple[int, tuple[float, ...]]]) -> list[tuple[float, ...]]:
+    """Boxes of the found faces that fit no label."""
+    boxes = np.array([box for _, box in labelled], np.float32).reshape(-1, 4)
+    found = [box_of(points) for points in seen]
+    return [tuple(float(v) for v in b) for b in found if overlap(boxes, b[None]).max(initial=0) <= _PASSED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +232,7 @@ class Scene:
     Attributes:
         rgb: (H, W, 3) uint8.
         boxes: (N, 4) float32 px.
-        kinds: (N,) int64, indices into `KINDS`.
+        kinds: (N,) int64, indices into `KINDS`, or `UNKNOWN`.
         points: (N, 5, 2) float32 px, NaN where they are not known.
     """
 
@@ -240,6 +252,7 @@ class TrackerData:
         points: (N, 468, 3) float32 px.
         kinds: (N,) uint8, indices into `KINDS`.
         scenes: real ones.
+        scene_of_face: (M,) int64, the scene of each of their faces.
     """
 
     faces: U8
@@ -247,6 +260,7 @@ class TrackerData:
     points: F32
     kinds: U8
     scenes: tuple[Scene, ...]
+    scene_of_face: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def open(cls, folder: Path) -> "TrackerData":
@@ -258,7 +272,9 @@ class TrackerData:
             points, kinds = np.load(folder / "points.npy"), np.load(folder / "kinds.npy")
         except OSError as error:
             raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
-        return cls(faces, inside, points, kinds, tuple(_scene(entry, mesh) for entry in listed))
+        scenes = tuple(_scene(entry, mesh) for entry in listed)
+        scene_of_face = np.repeat(np.arange(len(scenes)), [len(scene.boxes) for scene in scenes])
+        return cls(faces, inside, points, kinds, scenes, scene_of_face)
 
 
 def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
