@@ -22,8 +22,9 @@ from unmask.models.runtime import load_runtime
 from unmask.train import detector
 from unmask.train.campaign import preview_sheet
 from unmask.train.config import Recipe, load_recipe
-from unmask.train.data import is_validation, prepare_crops
+from unmask.train.data import prepare_crops
 from unmask.train.evaluate_run import evaluate_run
+from unmask.train.listings import is_validation
 from unmask.train.registry import trainer_of
 from unmask.train.tracker_data import (
     BARE,

@@ -18,7 +18,7 @@ from unmask.models.engine import OpenVinoEngine, choose, load
 from unmask.models.export import mean_of
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Loss, Phase, Recipe
-from unmask.train.data import FaceCrops, augment, is_validation, mirror_order, prefetch, prepare_crops
+from unmask.train.data import FaceCrops, augment, draws, mirror_order, prefetch, prepare_crops
 from unmask.train.evaluate import (
     boundary_f,
     evaluate_inpainter,
@@ -28,6 +28,7 @@ from unmask.train.evaluate import (
     sharpness,
     structural_similarity,
 )
+from unmask.train.listings import is_validation
 from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels
@@ -101,7 +102,7 @@ def test_segmenter_trains_resumes_and_exports(crops: Path, tmp_path: Path) -> No
     metrics = list((tmp_path / "mlruns").rglob("metrics/validation_iou"))
     assert len(metrics) == 1
     assert float(metrics[0].read_text().splitlines()[-1].split()[1]) == pytest.approx(log[-1]["validation_iou"])
-    assert len(next((tmp_path / "mlruns").rglob("tags/data")).read_text()) == 64, "the data is pinned by its hash"
+    assert len(next((tmp_path / "mlruns").rglob("tags/data.crops")).read_text()) == 64, "the data is pinned by its hash"
     assert next((tmp_path / "mlruns").rglob("params/phase1.steps")).read_text() == "2"
 
     part = recipe("segmenter", crops, tmp_path / "part")
@@ -147,7 +148,7 @@ def test_labels_keep_apart_what_must_not_be_trained_on(portrait: Portrait, tmp_p
 
 def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path: Path) -> None:
     sources = segmenter.Sources(FaceCrops.open(crops), (), PseudoLabels.open(labels))
-    batch = segmenter.make_batch(sources, np.arange(4), 64, 0, real_share=0.5)
+    batch = segmenter.make_batch(sources, draws(np.arange(4), 0), 64, real=2)
     known = batch.weight.mean((1, 2, 3))
     assert (known[:2] < 1).all()
     assert (known[2:] == 1).all()
@@ -169,9 +170,12 @@ def test_membrane_goes_on_where_values_are_trusted() -> None:
 
 def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     data = FaceCrops.open(crops)
-    batch = inpainter.make_training_batch(data, np.arange(32) % 8, 64, 3)
-    again = inpainter.make_training_batch(data, np.arange(32) % 8, 64, 3)
+    faces = np.arange(32) % 8
+    batch = inpainter.make_training_batch(data, draws(faces, 3), 64)
+    again = inpainter.make_training_batch(data, draws(faces, 3), 64)
     torch.testing.assert_close(batch.seen, again.seen, rtol=0, atol=0)
+    half = inpainter.make_training_batch(data, draws(faces, 3, slice(1, None, 2)), 64)
+    torch.testing.assert_close(batch.seen[1::2], half.seen, rtol=0, atol=0)
     hidden = batch.mask.mean((1, 2, 3))
     assert (hidden > 0.01).all()
     assert (hidden < 0.6).all()

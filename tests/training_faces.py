@@ -12,7 +12,7 @@ import torch
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.rows import KINDS
 from unmask.train.config import Recipe, load_recipe
-from unmask.train.data import is_validation
+from unmask.train.listings import is_validation
 from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -116,7 +116,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     Attributes:
         steps: optimizer steps.
         size: width and height of the crops in px.
-        batch: pictures a step.
+        batch: pictures a step, of all processes together.
         lr: peak learning rate.
         schedule: how it falls after the warm-up: along a cosine or a line to a twentieth, or not at all.
         warm_up: share of the steps over which it rises.
@@ -152,8 +152,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tracker: folder written by `unmask data tracker` (detector).
         perceptual_weights: file with the convolutions of a VGG (keys `features.N.weight`), for perceptual and style.
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
+        identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
         start: weights to start from, safetensors of the whole network; empty for random ones.
-        encoder: torchvision's state dict of a ResNet-18 to start the encoder from (segmenter-imagenet).
+        encoder: what the encoder starts from (segmenter-imagenet): a file with torchvision's state dict of a ResNet-18,
+            or "imagenet" to download it from where torchvision does.
         seed: of weights and data.
         ema: decay of the averaged weights, which are what is validated and exported.
         clip: largest norm of the gradient.
@@ -182,6 +184,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tracker: str = ""
     perceptual_weights: str = ""
     perceptual_network: Literal["vgg16-caffe", "vgg16", "vgg19"] = "vgg16-caffe"
+    identity_weights: str = ""
     start: str = ""
     encoder: str = ""
     seed: int = 0

@@ -1,13 +1,12 @@
 """Training data: canonical crops of bare faces with their landmarks, kept as arrays that several runs can map."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -17,60 +16,13 @@ from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.train.config import Split
+from unmask.train.listings import five_points, parts_of
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-VALIDATION_SHARE: Final = 20
-"""One picture in so many is kept for validation."""
-
-
-def is_validation(name: str) -> bool:
-    """Whether a picture belongs to the usual validation split: fixed by the SHA-256 of its file name, so that it stays
-    where it is when data is added."""
-    return _fold(name, VALIDATION_SHARE) == 0
-
-
-def _fold(key: str, folds: int) -> int:
-    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % folds
-
-
-def parts_of(names: Sequence[str], how: Split) -> list[int]:
-    """The part of each picture: 0 training, 1 validation, 2 testing.
-
-    Raises:
-        UserError: the file of the split cannot be read, or says nothing about a picture.
-    """
-    files = [Path(name).name for name in names]
-    if how.folds < 2 or not 0 <= how.fold < how.folds:
-        raise UserError(
-            f"split: fold {how.fold} of {how.folds} is none; folds must be 2 or more, fold is counted from 0"
-        )
-    if how.by == "hash":
-        return [int(_fold(name, how.folds) == how.fold) for name in files]
-    if how.by == "identity" and not how.file:
-        return [int(_fold(Path(name).parent.name, how.folds) == how.fold) for name in names]
-    lines = _split_file(how)
-    if how.by == "file":
-        return [int(name in lines) for name in files]
-    if unknown := [name for name in files if name not in lines]:
-        raise UserError(f"split: '{how.file}' says nothing about {len(unknown)} pictures, such as {unknown[0]}")
-    if how.by == "identity":
-        return [int(_fold(lines[name], how.folds) == how.fold) for name in files]
-    return [int(lines[name]) if lines[name] in {"0", "1"} else 2 for name in files]
-
-
-def _split_file(how: Split) -> dict[str, str]:
-    try:
-        lines = Path(how.file).read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"split: cannot read '{how.file}': {error.strerror}; give it with split.file=FILE") from error
-    if how.by == "file":
-        return {line.strip(): "" for line in lines}  # a name may have blanks in it
-    rows = [line.replace(",", " ").split() for line in lines]
-    return {row[0]: row[1] if len(row) > 1 else "" for row in rows if row}
 
 
 def read_rgb(path: Path) -> U8:
@@ -110,7 +62,27 @@ def largest_face(rgb: U8, detector: FaceDetector, mesh: FaceMesh) -> F32 | None:
     return max(faces, key=lambda p: float(np.ptp(p[:, 0])), default=None)
 
 
-def prepare_crops(folders: Sequence[Path], out: Path, progress: Callable[[int, int], None]) -> tuple[int, int]:
+_FIVE_POINTS: Final = ((33, 133), (362, 263), (1,), (61,), (291,))
+"""Points of the mesh whose mean is one of `five_points`."""
+_FAR: Final = 0.3
+"""Mean distance, in distances of the eyes, beyond which a face is another one than the list says."""
+
+
+def listed_face(rgb: U8, five: F32, detector: FaceDetector, mesh: FaceMesh) -> F32 | None:
+    """(468, 3) float32 landmarks of the face that lies where (5, 2) `five_points` say, None where there is none."""
+    faces = [landmarks for _, landmarks, presence in find_landmarks(rgb, detector, mesh) if presence > 0.5]
+    eyes = float(np.linalg.norm(five[1] - five[0])) + 1e-6
+    away = [float(np.linalg.norm(_five_of(face) - five, axis=1).mean()) / eyes for face in faces]
+    return faces[int(np.argmin(away))] if away and min(away) < _FAR else None
+
+
+def _five_of(landmarks: F32) -> F32:
+    return np.array([landmarks[list(points), :2].mean(axis=0) for points in _FIVE_POINTS], np.float32)
+
+
+def prepare_crops(
+    folders: Sequence[Path], out: Path, progress: Callable[[int, int], None], landmarks: Path | None = None
+) -> tuple[int, int]:
     """Find the face of every picture in some folders and write its canonical crop.
 
     Writes `crops.npy` (N, 256, 256, 3) uint8, `inside.npy` (N, 256, 256) uint8 (0 beyond the picture's border),
@@ -120,27 +92,36 @@ def prepare_crops(folders: Sequence[Path], out: Path, progress: Callable[[int, i
         folders: searched recursively.
         out: made if need be.
         progress: is told how many of how many pictures are done.
+        landmarks: list as of `five_points`: the face that it means is taken instead of the largest.
 
     Returns:
         How many crops were written, and how many pictures had no face.
 
     Raises:
-        UserError: no pictures, or no face in any of them.
+        UserError: no pictures, no face in any of them, or the list says nothing about one.
     """
     pictures = [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise UserError(f"no pictures in {', '.join(map(str, folders))}")
+    listed = _listed(pictures, landmarks)
     detector, mesh = FaceDetector(), FaceMesh()
     with CropWriter(out, len(pictures)) as writer:
         for done, picture in enumerate(pictures):
             progress(done, len(pictures))
-            rgb = read_rgb(picture)
-            landmarks = largest_face(rgb, detector, mesh)
-            if landmarks is not None:
-                writer.add(rgb, landmarks, f"{picture.parent.name}/{picture.name}")
+            rgb, five = read_rgb(picture), listed.get(picture.name)
+            face = largest_face(rgb, detector, mesh) if five is None else listed_face(rgb, five, detector, mesh)
+            if face is not None:
+                writer.add(rgb, face, f"{picture.parent.name}/{picture.name}")
         if not writer.names:
             raise UserError(f"no face found in any of {len(pictures)} pictures")
     return len(writer.names), len(pictures) - len(writer.names)
+
+
+def _listed(pictures: Sequence[Path], landmarks: Path | None) -> Mapping[str, F32]:
+    listed = five_points(landmarks) if landmarks else {}
+    if landmarks and (unknown := [p.name for p in pictures if p.name not in listed]):
+        raise UserError(f"'{landmarks}' says nothing about {len(unknown)} pictures, such as {unknown[0]}")
+    return listed
 
 
 class CropWriter:
@@ -232,6 +213,27 @@ class Sample:
     rgb: F32
     inside: F32
     points: F32
+
+
+class Draw(NamedTuple):
+    """A picture of a batch that is to be made.
+
+    Attributes:
+        position: in the whole batch, of which this process may make a part only.
+        index: of the face among the crops.
+        rng: where chance comes from, its own for each picture: whoever makes it, it is the same.
+    """
+
+    position: int
+    index: int
+    rng: np.random.Generator
+
+
+def draws(indices: npt.NDArray[np.int64], seed: int, part: slice = slice(None)) -> list[Draw]:
+    """The pictures of (N,) faces, or of every so many-th of them."""
+    positions = range(len(indices))[part]
+    # From 1, since (seed, 0) gives the same numbers as the seed alone, which chose the faces.
+    return [Draw(i, int(indices[i]), np.random.default_rng((seed, 1 + i))) for i in positions]
 
 
 def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, jitter: float = 1.0) -> Sample:

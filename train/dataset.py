@@ -28,7 +28,7 @@ F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 _PARTS: Final = ("masked", "mask", "truth")
-_SAME_FRAME: Final = 0.985
+SAME_FRAME: Final = 0.985
 """Cosine of fingerprints above which two frames of a person show the same; blur alone takes it to 0.99."""
 _SAME_PICTURE: Final = 0.995
 _SHEET_COLUMNS, _SHEET_ROWS, _CELL = 12, 6, 96
@@ -138,7 +138,9 @@ def _hide(rgb: U8, landmarks: F32, options: MaskOptions, rng: np.random.Generato
     return np.rint(drawn.rgb * 255).astype(np.uint8), mask, kind
 
 
-def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, progress: Progress) -> dict[str, int]:
+def extract_frames(
+    videos: Sequence[Path], out: Path, fps: float, size: int, progress: Progress, alike: float = SAME_FRAME
+) -> dict[str, int]:
     """A person's own data set: of each span of 1/fps seconds the sharpest face, as an aligned crop.
 
     Writes OUT/VIDEO-SECONDS.png (size x size px) and the sound of each video as OUT/VIDEO.wav. Of frames that
@@ -146,6 +148,7 @@ def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, pro
 
     Args:
         progress: is told how many of how many videos are done.
+        alike: cosine of fingerprints above which two frames count as the same; 1 keeps all.
 
     Returns:
         How many pictures were written, and how many dropped and why.
@@ -161,7 +164,7 @@ def extract_frames(videos: Sequence[Path], out: Path, fps: float, size: int, pro
         kept: list[_Kept] = []
         for moment, sharp, crop in _sharpest(video, fps, size, detector, mesh, counts):
             new = _Kept(_mark(crop), sharp, out / f"{video.stem}-{moment:08.3f}.png")
-            like = next((k for k in kept if float(k.mark @ new.mark) > _SAME_FRAME), None)
+            like = next((k for k in kept if float(k.mark @ new.mark) > alike), None)
             if like is not None:
                 counts["near-duplicates"] += 1
                 if like.sharp >= new.sharp:

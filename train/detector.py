@@ -284,8 +284,7 @@ class DetectorTrainer(Trainer[Batch]):
         super().__init__(recipe.model, recipe, model, make_optimizer(recipe.optimizer, model))
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        rng = np.random.default_rng(seed)
-        return collate([draw_picture(self.data, phase.size, rng) for _ in range(phase.batch)])
+        return collate([draw_picture(self.data, phase.size, draw.rng) for draw in self.draws(phase, seed)])
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
         self.begin(phase, step)

@@ -1,21 +1,23 @@
 """Measures what a training run made: its averaged weights, on the pictures that it kept for validation."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from unmask.errors import UserError
-from unmask.train import inpainter, segmenter, unmasker
+from unmask.train import inpainter, pins, segmenter, unmasker
 from unmask.train.config import Recipe, as_struct
-from unmask.train.data import FaceCrops
+from unmask.train.data import FaceCrops, draws
 from unmask.train.detector import DetectorTrainer
 from unmask.train.evaluate import psnr, structural_similarity
 from unmask.train.instruments import Instruments
@@ -57,7 +59,7 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module]:
         state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
     except OSError as error:
         raise UserError(f"'{folder}' is no training run: {Path(str(error.filename)).name} is missing") from error
-    network = build(recipe)
+    network = build(msgspec.structs.replace(recipe, encoder=""))  # what that began with is in the state
     network.load_state_dict(state["ema"])
     return recipe, network.eval()
 
@@ -69,9 +71,9 @@ def outcome(recipe: Recipe, network: nn.Module, faces: FaceCrops, indices: Indic
     templates = load_templates(Path(recipe.textures)) if recipe.textures else []
     trainer: Any = model_of(recipe).trainer
     if trainer is segmenter.SegmentTrainer:
-        batch = segmenter.make_batch(segmenter.Sources(faces, templates), indices, size, seed)
+        batch = segmenter.make_batch(segmenter.Sources(faces, templates), draws(indices, seed), size)
         return Outcome(batch.rgb, batch.label, found=network(batch.rgb).sigmoid())
-    worn = unmasker.make_batch(faces, templates, None, indices, size, seed, 0.0)
+    worn = unmasker.make_batch(faces, templates, None, draws(indices, seed), size, 0.0)
     if trainer is unmasker.UnmaskTrainer:
         result, logits = network(worn.rgb)
         return Outcome(worn.rgb, worn.mask, logits.sigmoid(), worn.truth, result.clamp(0, 1))
@@ -81,7 +83,12 @@ def outcome(recipe: Recipe, network: nn.Module, faces: FaceCrops, indices: Indic
 
 
 def evaluate_run(
-    folder: Path, instruments: Instruments | None, most: int, progress: Callable[[int, int], None]
+    folder: Path,
+    instruments: Instruments | None,
+    progress: Callable[[int, int], None],
+    *,
+    most: int = 500,
+    crops: Path | None = None,
 ) -> tuple[dict[str, float], U8]:
     """Measure a run.
 
@@ -91,43 +98,78 @@ def evaluate_run(
 
     Args:
         folder: of the run.
-        instruments: for LPIPS and identity; None leaves them out.
-        most: how many pictures at most.
+        instruments: for LPIPS and identity; None leaves them out. Identity is left out, too, where the run was trained
+            by the same network.
         progress: is told how many of how many are done.
+        most: how many pictures at most.
+        crops: all faces of this folder instead of the validation faces.
 
     Returns:
         The figures, and a sheet of the first pictures: masked, mask over picture, result, truth.
 
     Raises:
-        UserError: the folder is of no run, or of a detector's.
+        UserError: the folder is of no run, or of a detector's, or its crops are not those that it was trained on.
     """
     recipe, network = load_run(folder)
     if model_of(recipe).trainer is DetectorTrainer:
         raise UserError("a detector finds no masks and paints nothing; measure it with benchmarks/tracking.py")
-    faces = FaceCrops.open(Path(recipe.crops))
-    validation = faces.split(True, recipe.split)[:most]
-    overlap = np.zeros(3)
-    rows: list[dict[str, float]] = []
-    sheet: U8 | None = None
-    for start in range(0, len(validation), 8):
-        progress(start, len(validation))
-        made = outcome(recipe, network, faces, validation[start : start + 8], start)
-        sheet = _sheet(made) if sheet is None else sheet
+    if crops is None:
+        pins.check(folder, {"crops": pins.hash_of(Path(recipe.crops))})
+    faces = FaceCrops.open(crops or Path(recipe.crops))
+    chosen = np.arange(len(faces.names)) if crops else faces.split(True, recipe.split)
+    chosen = chosen[:most]
+    tally = _Tally(instruments, judges=not _trained_by(folder, instruments))
+    for start in range(0, len(chosen), 8):
+        progress(start, len(chosen))
+        tally.add(outcome(recipe, network, faces, chosen[start : start + 8], start))
+    assert tally.sheet is not None
+    return {"pictures": len(chosen)} | tally.figures(), tally.sheet
+
+
+def _trained_by(folder: Path, instruments: Instruments | None) -> bool:
+    """Whether a loss of the run was the network that would judge it; says so."""
+    loss = pins.pinned(folder).get("identity_weights")
+    if instruments is None or loss is None:
+        return False
+    same = any(pins.hash_of(file) == loss for file in instruments.folder.iterdir() if file.is_file())
+    if same:
+        print(f"{folder}: its loss is the judge of identity, which is left out", file=sys.stderr)
+    return same
+
+
+class _Tally:
+    """Adds up the figures of a run; keeps the first sheet.
+
+    Args:
+        instruments: for LPIPS and identity.
+        judges: whether they may say something about identity.
+    """
+
+    def __init__(self, instruments: Instruments | None, *, judges: bool) -> None:
+        self._instruments, self._judges = instruments, judges
+        self._both = self._either = 0
+        self._finds = False
+        self._rows: list[dict[str, float]] = []
+        self.sheet: U8 | None = None
+
+    def add(self, made: Outcome) -> None:
+        self.sheet = _sheet(made) if self.sheet is None else self.sheet
         if made.found is not None:
             found, label = made.found > 0.5, made.label > 0.5
-            overlap += [(found & label).sum().item(), (found | label).sum().item(), len(label)]
+            self._finds = True
+            self._both += int((found & label).sum())
+            self._either += int((found | label).sum())
         if made.result is not None and made.truth is not None:
-            rows += [_painted(made, i, instruments) for i in range(len(made.result))]
-    assert sheet is not None
-    figures: dict[str, float] = {"pictures": len(validation)}
-    if overlap[2]:
-        iou = float(overlap[0] / max(overlap[1], 1.0))
-        figures |= {"iou": iou, "dice": 2 * iou / (1 + iou)}
-    names = dict.fromkeys(name for row in rows for name in row)
-    return figures | {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}, sheet
+            self._rows += [_painted(made, i, self._instruments, self._judges) for i in range(len(made.result))]
+
+    def figures(self) -> dict[str, float]:
+        iou = self._both / max(self._either, 1)
+        found = {"iou": iou, "dice": 2 * iou / (1 + iou)} if self._finds else {}
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        return found | {n: float(np.mean([row[n] for row in self._rows if n in row])) for n in names}
 
 
-def _painted(made: Outcome, index: int, instruments: Instruments | None) -> dict[str, float]:
+def _painted(made: Outcome, index: int, instruments: Instruments | None, judges: bool) -> dict[str, float]:
     """Figures of one painted picture."""
     assert made.result is not None
     assert made.truth is not None
@@ -145,7 +187,7 @@ def _painted(made: Outcome, index: int, instruments: Instruments | None) -> dict
         return figures
     large = [np.asarray(cv2.resize(x, (256, 256), interpolation=cv2.INTER_CUBIC), np.uint8) for x in (truth, result)]
     figures["lpips"] = instruments.lpips(large[0], large[1])
-    identity = instruments.identity(large[0], large[1])
+    identity = instruments.identity(large[0], large[1]) if judges else None
     return figures if identity is None else figures | {"identity": identity}
 
 

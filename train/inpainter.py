@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, Sample, augment, background
+from unmask.train.data import Draw, FaceCrops, Sample, augment, background
+from unmask.train.loop import Indices
 from unmask.train.masks import hidden_region
 from unmask.train.materials import Masked, Template, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device, shown
@@ -106,30 +107,23 @@ def disc(radius: int) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 
-def make_batch(data: FaceCrops, indices: np.ndarray[tuple[int], np.dtype[np.int64]], size: int, seed: int) -> Batch:
+def make_batch(data: FaceCrops, indices: Indices, size: int, seed: int) -> Batch:
     """Draw a batch for validation: fixed pictures under fixed regions; the same arguments give the same batch."""
     rng = np.random.default_rng(seed)
     samples = [augment(data, int(index), size, rng, 0.0) for index in indices]
     return _stack([(s, s.rgb, hidden_region(s.points, rng, (size, size))) for s in samples])
 
 
-def make_training_batch(
-    data: FaceCrops,
-    indices: np.ndarray[tuple[int], np.dtype[np.int64]],
-    size: int,
-    seed: int,
-    templates: Sequence[Template] = (),
-) -> Batch:
+def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templates: Sequence[Template] = ()) -> Batch:
     """Draw a batch for training; the same arguments give the same batch."""
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for index in indices:
-        sample = augment(data, int(index), size, rng)
+    made = []
+    for draw in drawn:
+        sample, rng = augment(data, draw.index, size, draw.rng), draw.rng
         if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
-            drawn.append(turned_face(sample, background(data, size, rng), rng, templates))
+            made.append(turned_face(sample, background(data, size, rng), rng, templates))
         else:
-            drawn.append((sample, *draw_region(sample, rng, templates)))
-    return _stack(drawn)
+            made.append((sample, *draw_region(sample, rng, templates)))
+    return _stack(made)
 
 
 def _stack(drawn: Sequence[tuple[Sample, F32, F32]]) -> Batch:
@@ -159,7 +153,7 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         super().__init__(recipe, build, self.losses, draws=True, segments=False)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return make_training_batch(self.faces, self.chosen(phase, seed), phase.size, seed, self.templates)
+        return make_training_batch(self.faces, self.draws(phase, seed), phase.size, self.templates)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])

@@ -22,6 +22,7 @@ class Instruments:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         spec = importlib.util.spec_from_file_location("loaders", folder / "loaders.py")
         assert spec is not None
         assert spec.loader is not None

@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.errors import UnmaskError, UserError
+from unmask.train import pins, processes
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, prefetch
+from unmask.train.data import Draw, FaceCrops, draws, prefetch
 from unmask.train.materials import load_templates
+from unmask.train.mlflow_log import MlflowLog
 from unmask.train.sheets import write_sheet
-from unmask.train.tracking import Tracking
 
 Indices = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -110,6 +111,9 @@ B = TypeVar("B")
 class Steps(Generic[B]):
     """The steps still to do, each with its batch, which a thread makes ahead.
 
+    PyTorch's chance (augmentation, windows, penalties) is set anew for each step, so that a run that goes on needs no
+    more than the number of steps done.
+
     Args:
         recipe: the phases.
         done: steps to leave out.
@@ -126,29 +130,39 @@ class Steps(Generic[B]):
             entry = next(self._ahead, None)
             return None if entry is None else self._make(entry[0], entry[2])
 
-        for (phase, step, _), batch in zip(self._plan, prefetch(next_batch), strict=False):
+        for (phase, step, seed), batch in zip(self._plan, prefetch(next_batch), strict=False):
             assert batch is not None
+            torch.manual_seed(seed * 4096 + processes.rank())
             yield phase, step, batch
 
 
 class Run:
-    """The files of a run: `state.pt` to resume from, `recipe.json`, `log.jsonl` with a line a report, `samples/` with
-    sheets of pictures; figures and recipe in MLflow too.
+    """The files of a run: `state.pt` to resume from, `recipe.json`, `data.json` with hashes, `log.jsonl` with a line a
+    report, `samples/` with sheets of pictures; figures and recipe in MLflow too. Of several processes the first writes.
 
     Args:
         network: what is trained.
         recipe: what is run.
         parts: everything with a `state_dict`, by name.
         ema: the averaged weights.
+
+    Raises:
+        UserError: the run began with other data.
     """
 
     def __init__(self, network: str, recipe: Recipe, parts: dict[str, Any], ema: Averaged) -> None:
         self.folder = Path(recipe.out)
         self.network, self.recipe = network, msgspec.to_builtins(recipe)
-        self._tracking = Tracking(network, recipe)
-        (self.folder / "recipe.json").write_text(json.dumps(self.recipe, indent=2) + "\n")
+        self._mlflow: MlflowLog | None = None
+        if processes.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            hashes = pins.data_hashes(recipe)
+            pins.pin(self.folder, hashes)
+            self._mlflow = MlflowLog(network, recipe, hashes)
+            (self.folder / "recipe.json").write_text(json.dumps(self.recipe, indent=2) + "\n")
         self.parts, self.ema = parts, ema
         self.done = 0
+        self._device = torch.device(recipe.device)
         self._every = recipe.checkpoint_minutes * 60
         self._saved = time.monotonic()
         self._sums: dict[str, float] = {}
@@ -170,21 +184,20 @@ class Run:
             raise UserError(
                 f"'{self.checkpoint}' is of another model or optimizer than the recipe's; give another out="
             ) from error
-        print(f"resuming after {state['done']} steps", flush=True)
+        if processes.rank() == 0:
+            print(f"resuming after {state['done']} steps", flush=True)
         for name, value in state["ema"].items():
             self.ema.state[name].copy_(value)
         self.ema.steps, self.done = state["ema_steps"], state["done"]
         self._sums, self._counted = state["sums"], state["counted"]
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
         return True
 
     def save(self) -> None:
         """Write the checkpoint; the old one is replaced only when the new one is whole."""
+        if processes.rank():
+            return
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"ema": self.ema.state, "ema_steps": self.ema.steps, "done": self.done, "rng": torch.get_rng_state()}
-        state |= {"cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        state |= {"ema": self.ema.state, "ema_steps": self.ema.steps, "done": self.done}
         state |= {"sums": self._sums, "counted": self._counted, "network": self.network, "recipe": self.recipe}
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -194,7 +207,8 @@ class Run:
     def finish(self) -> None:
         """Save for the last time."""
         self.save()
-        self._tracking.finished()
+        if self._mlflow is not None:
+            self._mlflow.finished()
 
     def add(self, figures: dict[str, float]) -> None:
         """Add a step's figures to the means of the next report."""
@@ -206,7 +220,9 @@ class Run:
         """Count a step, report and save when it is time."""
         self.done += 1
         if self.done % report_every == 0:
-            self.log(**{name: total / self._counted for name, total in self._sums.items()})
+            means = torch.tensor([total / self._counted for total in self._sums.values()], device=self._device)
+            processes.average([means])
+            self.log(**dict(zip(self._sums, means.tolist(), strict=True)))
             self._sums, self._counted = {}, 0
         if time.monotonic() - self._saved >= self._every:
             self.save()
@@ -219,10 +235,12 @@ class Run:
 
     def log(self, **figures: float | int | str) -> None:
         """Add a line to the log and print it."""
+        if self._mlflow is None:
+            return
         line = {"step": self.done, **figures}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._tracking.log(self.done, figures)
+        self._mlflow.log(self.done, figures)
         shown = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items())
         print("  ".join(shown), flush=True)
 
@@ -268,6 +286,7 @@ class Trainer(ABC, Generic[B]):
 
     Attributes:
         figure: the one of `validate`'s figures that tells which run is better; the higher, the better.
+        on_step: is told how many of how many steps are done.
         on_epoch: is told the steps done and the figures of each validation.
     """
 
@@ -285,6 +304,7 @@ class Trainer(ABC, Generic[B]):
         self.templates = load_templates(Path(recipe.textures)) if recipe.textures else []
         self.ema = Averaged(model, recipe.ema)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.on_step: Callable[[int, int], None] = lambda done, total: None
         self.on_epoch: Callable[[int, dict[str, float]], None] = lambda done, figures: None
         parts = {"model": model, "opt": optimizer, "scaler": self.scaler}
         self.run = Run(network, recipe, parts | others, self.ema)
@@ -321,9 +341,10 @@ class Trainer(ABC, Generic[B]):
             for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
                 self.run.add(self.step(phase, step, batch))
                 self.run.step_done(REPORT_EVERY)
+                self.on_step(self.run.done, total)
                 if self.run.done % self.epoch(phase) == 0 and self.run.done < total:
                     self.end_epoch(phase.size)
-                if stop.is_set():
+                if processes.any_of(stop.is_set(), self.device):  # all of them stop after the same step
                     self.run.save()
                     raise KeyboardInterrupt
         figures = self.end_epoch(self.recipe.phases[-1].size)
@@ -335,7 +356,9 @@ class Trainer(ABC, Generic[B]):
         return self.recipe.epoch or max(1, len(self.training) // phase.batch)
 
     def end_epoch(self, size: int) -> dict[str, float]:
-        """Validate, and write a sheet of samples."""
+        """Validate, and write a sheet of samples; the first of several processes does, the others get no figures."""
+        if processes.rank():
+            return {}
         figures = self.validate(size)
         self.run.log(**figures)
         if (sheet := self.sheet(size)) is not None:
@@ -343,9 +366,10 @@ class Trainer(ABC, Generic[B]):
         self.on_epoch(self.run.done, figures)
         return figures
 
-    def chosen(self, phase: Phase, seed: int) -> Indices:
-        """The training faces of a batch."""
-        return np.random.default_rng(seed).choice(self.training, phase.batch)
+    def draws(self, phase: Phase, seed: int) -> list[Draw]:
+        """The training faces of this process's part of a batch."""
+        chosen = np.random.default_rng(seed).choice(self.training, phase.batch)
+        return draws(chosen, seed, slice(processes.rank(), None, processes.count()))
 
     def validation_groups(self) -> Iterator[tuple[int, Indices]]:
         """A seed and up to 16 faces at a time, spread over the validation split; always the same."""
@@ -355,7 +379,7 @@ class Trainer(ABC, Generic[B]):
 
     def averaged(self) -> nn.Module:
         """The network with the averaged weights, for inference."""
-        model = deepcopy(self.model).eval()  # building one would draw random numbers, and change what comes after
+        model = deepcopy(self.model).eval()
         model.load_state_dict(self.ema.state)
         return model
 
@@ -378,7 +402,8 @@ class Trainer(ABC, Generic[B]):
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
-        """Update the weights by the gradients, and their average."""
+        """Update the weights by the gradients of all processes, and their average."""
+        share_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
@@ -390,6 +415,12 @@ class Trainer(ABC, Generic[B]):
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(loss)
         self.update()
+
+
+def share_gradients(model: nn.Module) -> None:
+    """Average gradients over the processes, and statistics such as those of batch normalisation."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    processes.average([*gradients, *(b for b in model.buffers() if b.is_floating_point())])
 
 
 def check_finite(loss: Tensor, step: int) -> None:

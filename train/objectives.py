@@ -17,7 +17,8 @@ from unmask.models.discriminator import PatchDiscriminator
 from unmask.train import losses
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Phase, Recipe, nearest
-from unmask.train.loop import Trainer, channels_last, check_finite
+from unmask.train.identity import FaceEmbedding
+from unmask.train.loop import Trainer, channels_last, check_finite, share_gradients
 from unmask.train.losses import Vgg
 from unmask.train.optimizers import make_optimizer
 
@@ -148,7 +149,7 @@ _MASKS: Final[Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "smooth": losses.smoothness,
 }
 _FEATURES: Final = {"perceptual": losses.feature_distance, "style": losses.style_distance}
-KINDS: Final = (*_PICTURES, *_FEATURES, "temporal", "kept", "adversarial", *_MASKS)
+KINDS: Final = (*_PICTURES, *_FEATURES, "identity", "temporal", "kept", "adversarial", *_MASKS)
 """Names of losses."""
 
 
@@ -180,6 +181,7 @@ class Objectives:
         _check(named, draws=draws, segments=segments)
         kinds = {kind_of(label, loss) for label, loss in named}
         self._vgg = self._load_vgg() if kinds & set(_FEATURES) else None
+        self._embedding = self._load_embedding() if "identity" in kinds else None
         judged = dict.fromkeys(label for label, loss in named if kind_of(label, loss) == "adversarial")
         self.judges = nn.ModuleDict({label: channels_last(PatchDiscriminator()) for label in judged}).to(self._device)
         self.optimizers = [make_optimizer(recipe.discriminator_optimizer, self.judges)] if judged else []
@@ -221,6 +223,11 @@ class Objectives:
             return _MASKS[kind](scene.logits, scene.label, scene.known)
         if kind in _FEATURES:
             return self._features(kind, loss, scene.view(loss))
+        if kind == "identity":
+            assert self._embedding is not None
+            view = scene.view(loss)
+            with self._autocast():
+                return self._embedding.distance(view.fake, view.real)
         if kind == "temporal":
             # Short-term consistency under a known motion (Lai et al. 2018, arXiv:1808.00449).
             assert scene.moved is not None
@@ -286,7 +293,8 @@ class Objectives:
         return value + 0.5 * loss.penalty * losses.gradient_norms(judge(real_rgb, view.mask)[0], real_rgb).mean()
 
     def update(self) -> None:
-        """Step the discriminators by their gradients."""
+        """Step the discriminators by the gradients of all processes."""
+        share_gradients(self.judges)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -294,6 +302,11 @@ class Objectives:
         if not self._recipe.perceptual_weights:
             raise UserError("perceptual and style need a VGG: give its file with perceptual_weights=FILE")
         return Vgg(Path(self._recipe.perceptual_weights), self._recipe.perceptual_network).to(self._device)
+
+    def _load_embedding(self) -> FaceEmbedding:
+        if not self._recipe.identity_weights:
+            raise UserError("identity needs a network that embeds faces: give its file with identity_weights=FILE")
+        return FaceEmbedding(Path(self._recipe.identity_weights)).to(self._device)
 
 
 def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> None:
@@ -307,6 +320,8 @@ def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> Non
             problems.append(f"losses: unknown loss '{kind}'{nearest(kind, own)} (one of {', '.join(own)})")
         elif kind not in own:
             problems.append(f"losses: '{kind}' is not for this model (one of {', '.join(own)})")
+        elif kind == "identity" and loss.view != "whole":
+            problems.append(f"losses: '{label}' looks at the whole face, not at view: {loss.view}")
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
 

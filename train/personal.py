@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -174,7 +174,8 @@ def personalize(sources: Sequence[Path], out: Path, steps: int, progress: Progre
         folder = Path(name)
         recipe = _recipe(folder, steps)
         crops = collect_faces(sources, folder)
-        trainer = _PersonTrainer(recipe, PersonalInpainter, progress)
+        trainer = PaintTrainer(recipe, PersonalInpainter)
+        trainer.on_step = progress
         before = trainer.validate(256)["validation_psnr"]
         after = trainer.fit()["validation_psnr"]
         model = trainer.averaged()
@@ -201,18 +202,6 @@ def _recipe(folder: Path, steps: int) -> Recipe:
         epoch=steps,
         precision="bf16" if cpu_precision() == "bf16" else "fp32",
     )
-
-
-class _PersonTrainer(PaintTrainer):
-    """Tells how far it is; of the file, nothing is kept but the result."""
-
-    def __init__(self, recipe: Recipe, build: Callable[[], nn.Module], progress: Progress) -> None:
-        super().__init__(recipe, build)
-        self._progress = progress
-
-    def step(self, phase: Phase, step: int, batch: Any) -> dict[str, float]:
-        self._progress(step, phase.steps)
-        return super().step(phase, step, batch)
 
 
 def collect_faces(sources: Sequence[Path], folder: Path) -> FaceCrops:

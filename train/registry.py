@@ -19,6 +19,7 @@ from unmask.models.published.gated import GatedConfig, GatedInpainter
 from unmask.models.published.oagan import OaGan, OaGanConfig
 from unmask.models.published.resnet_segmenter import ResNetSegmenter, ResNetSegmenterConfig
 from unmask.models.segmenter import Segmenter, SegmenterConfig
+from unmask.train import processes
 from unmask.train.config import Recipe, as_struct, nearest
 from unmask.train.detector import DetectorTrainer
 from unmask.train.inpainter import PaintTrainer
@@ -80,8 +81,9 @@ def build(recipe: Recipe) -> nn.Module:
 
 def trainer_of(recipe: Recipe) -> Trainer[Any]:
     """What runs a recipe. Raises UserError where it cannot be run here."""
-    if any(phase.batch % recipe.accumulate for phase in recipe.phases):
-        raise UserError(f"accumulate: batch must be a multiple of {recipe.accumulate}")
+    parts = recipe.accumulate * processes.count()
+    if any(phase.batch % parts for phase in recipe.phases):
+        raise UserError(f"batch must be a multiple of {parts}: accumulate, times the processes of torchrun")
     if recipe.optimizer.name == "muon" and recipe.precision == "fp16":
         raise UserError("precision: muon does not scale its gradients; use bf16 or fp32 with it")
     _check_device(recipe.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, Sample, augment, background, relight
+from unmask.train.data import Draw, FaceCrops, Sample, augment, background, draws, relight
 from unmask.train.materials import (
     Masked,
     Template,
@@ -138,21 +138,18 @@ def make_real(real: PseudoLabels, size: int, rng: np.random.Generator) -> tuple[
     return masked, weight
 
 
-def make_batch(
-    sources: Sources, indices: np.ndarray[tuple[int], np.dtype[np.int64]], size: int, seed: int, real_share: float = 0.0
-) -> Batch:
-    """Draw a batch; the same arguments give the same batch. The first `real_share` of it are real masked faces."""
-    rng = np.random.default_rng(seed)
+def make_batch(sources: Sources, drawn: Sequence[Draw], size: int, real: float = 0.0) -> Batch:
+    """Draw a batch; the same arguments give the same batch. At its first `real` positions are real masked faces."""
     everywhere = np.ones((size, size), np.float32)
-    drawn: list[tuple[Masked, F32]] = []
-    for position, index in enumerate(indices):
-        if sources.real is not None and position < real_share * len(indices):
-            drawn.append(make_real(sources.real, size, rng))
+    made: list[tuple[Masked, F32]] = []
+    for draw in drawn:
+        if sources.real is not None and draw.position < real:
+            made.append(make_real(sources.real, size, draw.rng))
         else:
-            drawn.append((make_sample(sources, int(index), size, rng), everywhere))
-    rgb = torch.from_numpy(np.stack([s.rgb for s, _ in drawn])).permute(0, 3, 1, 2)
-    label = torch.from_numpy(np.stack([s.coverage > 0.5 for s, _ in drawn]).astype(np.float32))[:, None]
-    weight = torch.from_numpy(np.stack([w for _, w in drawn]))[:, None]
+            made.append((make_sample(sources, draw.index, size, draw.rng), everywhere))
+    rgb = torch.from_numpy(np.stack([s.rgb for s, _ in made])).permute(0, 3, 1, 2)
+    label = torch.from_numpy(np.stack([s.coverage > 0.5 for s, _ in made]).astype(np.float32))[:, None]
+    weight = torch.from_numpy(np.stack([w for _, w in made]))[:, None]
     return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
 
 
@@ -173,7 +170,7 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
         self.sources = Sources(self.faces, self.templates, real)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return make_batch(self.sources, self.chosen(phase, seed), phase.size, seed, REAL_SHARE)
+        return make_batch(self.sources, self.draws(phase, seed), phase.size, REAL_SHARE * phase.batch)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (rgb,), (label, known) = self.augmenter([batch.rgb], [batch.label, batch.weight])
@@ -187,7 +184,7 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
         model = self.averaged()
         both = either = 0.0
         for seed, indices in self.validation_groups():
-            batch = on_device(make_batch(self.sources, indices, size, seed), self.device)
+            batch = on_device(make_batch(self.sources, draws(indices, seed), size), self.device)
             with self.autocast():
                 found = model(batch.rgb) > 0
             label = batch.label > 0
@@ -199,7 +196,7 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
     @torch.no_grad()
     def sheet(self, size: int) -> U8:
         _, indices = next(self.validation_groups())
-        batch = on_device(make_batch(self.sources, indices, size, 0), self.device)
+        batch = on_device(make_batch(self.sources, draws(indices, 0), size), self.device)
         with self.autocast():
             found = self.averaged()(batch.rgb).sigmoid()
         columns = [batch.rgb, tinted(batch.rgb, found), tinted(batch.rgb, batch.label)]

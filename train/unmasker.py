@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import FaceCrops, augment
+from unmask.train.data import Draw, FaceCrops, augment, draws
 from unmask.train.inpainter import psnr_in
 from unmask.train.loop import Indices
 from unmask.train.materials import Template, draw_mask, wear_template
@@ -41,16 +41,15 @@ def make_batch(
     faces: FaceCrops,
     templates: Sequence[Template],
     real: PseudoLabels | None,
-    indices: Indices,
+    drawn: Sequence[Draw],
     size: int,
-    seed: int,
     jitter: float,
 ) -> Batch:
     """Put masks on some faces, and draw as many real masked ones; the same arguments give the same batch."""
-    rng = np.random.default_rng(seed)
     rgb, truth, mask, inside = [], [], [], []
-    for index in indices:
-        face = augment(faces, int(index), size, rng, jitter)
+    unpaired: list[F32] = []
+    for _, index, rng in drawn:
+        face = augment(faces, index, size, rng, jitter)
         if templates and rng.random() < 0.45:
             worn = wear_template(face.rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
         else:
@@ -59,10 +58,8 @@ def make_batch(
         truth.append(face.rgb)
         mask.append((worn.coverage > 0.5).astype(np.float32)[..., None])
         inside.append(face.inside[..., None])
-    unpaired: list[F32] = []
-    if real is not None:
-        chosen = rng.integers(len(real.crops), size=len(indices))
-        unpaired = [real.draw(int(i), size, rng, jitter)[0] for i in chosen]
+        if real is not None:
+            unpaired.append(real.draw(int(rng.integers(len(real.crops))), size, rng, jitter)[0])
     planes = [_planes(np.stack(x)) for x in (rgb, truth, mask, inside)]
     without_truth = _planes(np.array(unpaired, np.float32).reshape(-1, size, size, 3))
     return Batch(planes[0], planes[1], planes[2], planes[3], without_truth)
@@ -87,10 +84,10 @@ class UnmaskTrainer(ObjectiveTrainer[Batch]):
         self.real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return make_batch(self.faces, self.templates, self.real, self.chosen(phase, seed), phase.size, seed, _JITTER)
+        return make_batch(self.faces, self.templates, self.real, self.draws(phase, seed), phase.size, _JITTER)
 
     def _fixed(self, indices: Indices, size: int, seed: int) -> Batch:
-        batch = make_batch(self.faces, self.templates, None, indices, size, seed, 0.0)
+        batch = make_batch(self.faces, self.templates, None, draws(indices, seed), size, 0.0)
         return on_device(batch, self.device)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:

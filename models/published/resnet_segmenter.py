@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Final
+from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 
 from unmask.errors import UserError
 from unmask.models.blocks import ConvNorm
+
+IMAGENET: Final = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+"""torchvision's weights IMAGENET1K_V1; the last part of the name begins the SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +81,33 @@ class ResNet18(nn.Module):
     def load_torchvision(self, path: Path) -> None:
         """Load torchvision's state dict of `resnet18` (its .pth file, or the same as safetensors).
 
+        Args:
+            path: the file; `imagenet` downloads it as torchvision does, once, with its hash checked.
+
         Raises:
-            UserError: the file cannot be read, or is not of a ResNet-18.
+            UserError: the file cannot be had or read, or is not of a ResNet-18.
         """
         try:
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            if path == Path("imagenet"):
+                state = _download()
+            else:
+                state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
             self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
         except (OSError, SafetensorError, RuntimeError, AttributeError, UnpicklingError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"encoder: '{path}' is no state dict of torchvision's resnet18: {reason}") from error
+
+
+def _download() -> dict[str, Tensor]:
+    """What torchvision's `ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)` gives, by the same call."""
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(IMAGENET, map_location="cpu", check_hash=True)
+        return state
+    except (URLError, TimeoutError) as error:
+        raise UserError(
+            f"encoder: cannot download {IMAGENET}: {getattr(error, 'reason', error)}; fetch it elsewhere and give "
+            "encoder=FILE"
+        ) from error
 
 
 class ResNetSegmenter(nn.Module):

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from unmask.stream.naming import Job
 
@@ -101,6 +103,26 @@ def choose_display(*, quiet: bool) -> Quiet | Lines | Bar:
     if quiet:
         return Quiet()
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What is told how many of how many are done: shows a bar on a terminal, elsewhere a line every few seconds."""
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    written = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal written
+        if time.monotonic() - written >= LINE_EVERY_SECONDS:
+            written = time.monotonic()
+            say(f"{what}: {done} of {total}")
+
+    yield line
 
 
 def _about(name: str, line: str) -> str:

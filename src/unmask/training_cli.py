@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unmask.errors import UnmaskError, UserError
-from unmask.progress import say
+from unmask.progress import counting, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +33,14 @@ def _need_training_packages() -> None:
         raise UserError(f"training needs {', '.join(missing)}: pip install 'unmask[train]'")
 
 
-def _progress(done: int, total: int) -> None:
-    if done % 500 == 0 and done:
-        say(f"{done} of {total}")
-
-
 @data.command()
 def crops(
     folders: Annotated[list[Path], typer.Argument(metavar="FACES...", help="Folders of pictures of bare faces.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CelebA's list of five points: which face is meant."),
+    ] = None,
 ) -> None:
     """Find the face in each picture and write its canonical crop and landmarks, for training."""
     from unmask.train.data import prepare_crops
@@ -49,7 +48,8 @@ def crops(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
-    written, faceless = prepare_crops(folders, output, _progress)
+    with counting("pictures") as progress:
+        written, faceless = prepare_crops(folders, output, progress, landmarks)
     print(f"{written} crops in {output}, {faceless} pictures without a face")
 
 
@@ -72,8 +72,9 @@ def label(
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
     engine = load("segmenter", choose(device))
-    for what, count in label_pictures(engine, folders, apart_from or (), crops_of_faces, output, _progress).items():
-        print(f"{what}: {count}")
+    with counting("pictures") as progress:
+        counts = label_pictures(engine, folders, apart_from or (), crops_of_faces, output, progress)
+    _print_counts(counts)
 
 
 @data.command()
@@ -92,8 +93,10 @@ def tracker(
     for folder in (scenes, textures, *(stills or ())):
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
-    drawn = prepare_faces(crops, textures, output, variants, _progress)
-    listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, _progress)
+    with counting("faces") as progress:
+        drawn = prepare_faces(crops, textures, output, variants, progress)
+    with counting("pictures") as progress:
+        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress)
     print(f"{drawn} drawn faces and {listed} real ones in {output}")
 
 
@@ -131,8 +134,9 @@ def masks(
             shares[kind] = float(share or 1)
         except ValueError:
             raise UserError(f"--kinds: '{part}' is not KIND=SHARE, such as surgical=0.5") from None
-    for what, count in make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), _progress).items():
-        print(f"{what}: {count}")
+    with counting("pictures") as progress:
+        counts = make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), progress)
+    _print_counts(counts)
 
 
 @data.command()
@@ -141,12 +145,17 @@ def frames(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where pictures and sound go.")],
     fps: Annotated[float, typer.Option(metavar="N", min=0.01, help="Pictures kept of each second, the sharpest.")] = 1,
     size: Annotated[int, typer.Option(metavar="PX", min=32, help="Width and height of the aligned crops.")] = 512,
+    alike: Annotated[
+        float,
+        typer.Option(metavar="0..1", min=0, max=1, help="Of two frames more alike the sharper is kept."),
+    ] = 0.985,
 ) -> None:
     """A person's own data set from video: aligned crops of the sharpest frames, no picture twice, the sound as WAV."""
     from unmask.train.dataset import extract_frames
 
-    for what, count in extract_frames(videos, output, fps, size, _progress).items():
-        print(f"{what}: {count}")
+    with counting("videos") as progress:
+        counts = extract_frames(videos, output, fps, size, progress, alike)
+    _print_counts(counts)
 
 
 @data.command()
@@ -180,7 +189,8 @@ def check(
     for given in (folder, against):
         if given is not None and not given.is_dir():
             raise UserError(f"'{given}' is not a folder; give a folder of pictures")
-    found = check_pictures(folder, against, _progress)
+    with counting("pictures") as progress:
+        found = check_pictures(folder, against, progress)
     print(f"pictures: {found.pictures}")
     for size, count in sorted(found.sizes.items(), key=lambda pair: -pair[1])[:10]:
         print(f"  {size}: {count}")
@@ -197,6 +207,11 @@ def check(
     raise typer.Exit(int(wrong > 0))
 
 
+def _print_counts(counts: dict[str, int]) -> None:
+    for what, count in counts.items():
+        print(f"{what}: {count}")
+
+
 _Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one that ships.")]
 _Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Other values, such as phases.0.lr=1e-4.")
@@ -204,10 +219,13 @@ _Overrides = Annotated[
 _Tracking = Annotated[str | None, typer.Option(metavar="URI", help="MLflow server; default: a folder beside the run.")]
 
 
-def _recipe(name: str, overrides: list[str] | None, tracking_uri: str | None = None) -> "Recipe":
+def _recipe(name: str, overrides: list[str] | None, tracking_uri: str | None = None, *, alone: bool = True) -> "Recipe":
     _need_training_packages()
     from unmask.train.config import load_recipe
+    from unmask.train.processes import is_launched
 
+    if alone and is_launched():
+        raise UserError("torchrun is for `unmask train`; run this command without it")
     tracked = [f"tracking_uri={tracking_uri}"] if tracking_uri else []
     return load_recipe(name, [*(overrides or ()), *tracked])
 
@@ -215,12 +233,21 @@ def _recipe(name: str, overrides: list[str] | None, tracking_uri: str | None = N
 def train(recipe: _Recipe, overrides: _Overrides = None, tracking_uri: _Tracking = None) -> None:
     """Train a network. An interrupted run goes on where it stopped.
 
+    On several GPUs: torchrun --nproc-per-node N --no-python unmask train RECIPE
+
     Writes the state, a log, sheets of samples and the recipe to the folder that the recipe names with out.
     """
-    chosen = _recipe(recipe, overrides, tracking_uri)
+    chosen = _recipe(recipe, overrides, tracking_uri, alone=False)
+    import msgspec
+
+    from unmask.train.processes import joined, rank
     from unmask.train.registry import trainer_of
 
-    trainer_of(chosen).fit()
+    with joined(chosen.device) as device, counting("steps") as progress:
+        trainer = trainer_of(msgspec.structs.replace(chosen, device=device))
+        if rank() == 0:
+            trainer.on_step = progress
+        trainer.fit()
 
 
 @evaluate.command("segmenter")
@@ -248,7 +275,9 @@ def evaluate_segmenter(
     engine = load("segmenter", choose(device))
     figures: dict[str, dict[str, float]] = {}
     if labelled is not None:
-        figures[f"labelled masks, {labelled.name}"] = evaluate_labelled(engine, labelled, crop_of_portrait, _progress)
+        with counting("pictures") as progress:
+            row = evaluate_labelled(engine, labelled, crop_of_portrait, progress)
+        figures[f"labelled masks, {labelled.name}"] = row
     alarms = evaluate_bare(engine, bare or [], FaceCrops.open(crops) if crops else None)
     figures |= {f"bare faces, {name}": row for name, row in alarms.items()}
     _show(figures, report)
@@ -262,7 +291,9 @@ def evaluate_inpainter(crops: _Crops, device: _Device = "auto", report: _Json = 
     from unmask.train.data import FaceCrops
 
     engine = load("inpainter", choose(device))
-    _show({"validation faces": measure.evaluate_inpainter(engine, FaceCrops.open(crops), _progress)}, report)
+    with counting("faces") as progress:
+        figures = measure.evaluate_inpainter(engine, FaceCrops.open(crops), progress)
+    _show({"validation faces": figures}, report)
 
 
 @evaluate.command("run")
@@ -275,6 +306,9 @@ def evaluate_training_run(
         Path | None, typer.Option(metavar="FILE.jpg", help="Write masked, mask over picture, result, truth.")
     ] = None,
     most: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at most.")] = 500,
+    crops: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Crops to measure on, all of them, instead of its validation.")
+    ] = None,
     report: _Json = None,
 ) -> None:
     """Measure a training run on its validation pictures: Dice, IoU, PSNR, SSIM, MSE, LPIPS, identity."""
@@ -286,7 +320,8 @@ def evaluate_training_run(
     if instruments is not None and not (instruments / "loaders.py").is_file():
         raise UserError(f"'{instruments}' holds no loaders.py; without --instruments LPIPS and identity are left out")
     judges = Instruments(instruments) if instruments else None
-    figures, picture = evaluate_run(run, judges, most, _progress)
+    with counting("pictures") as progress:
+        figures, picture = evaluate_run(run, judges, progress, most=most, crops=crops)
     if sheet is not None:
         write_sheet(sheet, picture)
     _show({str(run): figures}, report)
@@ -429,11 +464,8 @@ def personalize(
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise UserError(f"'{output}' cannot be written: give FILE.safetensors in a folder that exists")
 
-    def progress(done: int, total: int) -> None:
-        if done % 20 == 0:
-            say(f"{done} of {total} steps")
-
-    done = fit(sources, output, steps, progress)
+    with counting("steps") as progress:
+        done = fit(sources, output, steps, progress)
     print(
         f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces; PSNR in the mask on {done.held_out} others "
         f"{done.psnr_before:.2f} dB before, {done.psnr_after:.2f} dB after"

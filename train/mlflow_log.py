@@ -1,8 +1,8 @@
 """Keeps a record of every run with MLflow, on a server or in a folder beside the runs; `mlflow ui --backend-store-uri
 FOLDER` shows it."""
 
-import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from unmask.train.config import Recipe
 STORE = "mlruns"
 
 
-class Tracking:
+class MlflowLog:
     """One MLflow run for one training run, however often that is interrupted.
 
     Args:
         network: what is trained; the MLflow experiment.
         recipe: logged as parameters; its `out` names the run, and the store lies beside it unless it names a server.
+        hashes: of its data, logged as tags.
     """
 
-    def __init__(self, network: str, recipe: Recipe) -> None:
+    def __init__(self, network: str, recipe: Recipe, hashes: Mapping[str, str]) -> None:
         # MLflow asks for consent to its older store of plain files, which is what needs no server and no database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         import mlflow
@@ -39,7 +40,8 @@ class Tracking:
         known.write_text(self._run)
         for name, value in _flat(msgspec.to_builtins(recipe)).items():
             self._client.log_param(self._run, name, value)
-        self._client.set_tag(self._run, "data", data_hash(Path(recipe.crops)))
+        for name, value in hashes.items():
+            self._client.set_tag(self._run, f"data.{name}", value)
 
     def log(self, step: int, figures: dict[str, float | int | str]) -> None:
         """Add figures at a step; words are left out."""
@@ -50,15 +52,6 @@ class Tracking:
     def finished(self) -> None:
         """Mark the run as done."""
         self._client.set_terminated(self._run)
-
-
-def data_hash(crops: Path) -> str:
-    """SHA-256 of the names and landmarks of a folder of crops: another picture has other landmarks."""
-    digest = hashlib.sha256()
-    for name in ("index.json", "points.npy"):
-        file = crops / name
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    return digest.hexdigest()
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
