@@ -1,7 +1,9 @@
 """Data sets from pictures and video, through the command line: pairs, regions, frames, checks, previews."""
 
 import json
+import shutil
 import wave
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UserError
+from unmask.models.engine import weights_file
 from unmask.models.geometry import CROP_SIZE
+from unmask.train.config import Split
+from unmask.train.data import FaceCrops
 from unmask.train.pseudo import PseudoLabels
 from unmask.train.regions import REGIONS
 
@@ -145,6 +150,119 @@ def test_frames_are_sharp_and_not_twice_the_same(video: Path, tmp_path: Path) ->
         assert sound.getnframes() / sound.getframerate() == pytest.approx(2, abs=0.1)
     with pytest.raises(UserError, match="cannot read"):
         call("data", "frames", GOLDEN / "loss_curves.json", "-o", tmp_path)
+
+
+def test_how_alike_frames_may_be_is_chosen(video: Path, tmp_path: Path) -> None:
+    counts = [
+        len(list((tmp_path / str(alike)).glob("*.png")))
+        for alike in (0.5, 1)
+        if call("data", "frames", video, "-o", tmp_path / str(alike), "--fps", "10", "--size", "64", "--alike", alike)
+    ]
+    assert counts[0] < 4
+    assert counts[1] == 20, "1 keeps all"
+
+
+def test_a_persons_own_data_set_fine_tunes_the_inpainter(video: Path, tmp_path: Path) -> None:
+    call("data", "frames", video, "-o", tmp_path / "me", "--fps", "10", "--size", "256", "--alike", "1")
+    call("data", "crops", tmp_path / "me", "-o", tmp_path / "crops")
+    start = weights_file("inpainter.safetensors")
+    recipe = [f"crops={tmp_path}/crops", "textures=", "perceptual_weights=", f"start={start}", "split.folds=4"]
+    small = ["phases=[{steps: 8, size: 128, batch: 2, lr: 5.0e-4}]", "epoch=4", "ema=0.5", f"out={tmp_path}/run"]
+    call("train", "inpainter", *recipe, *small)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8]
+    figures = [row["validation_psnr"] for row in rows]
+    assert figures[0] > 18, "it starts from what the shipped network knows"
+    call("export", "inpainter", tmp_path / "run" / "state.pt", "-o", tmp_path)
+    assert (tmp_path / "inpainter.onnx").exists()
+
+
+def write_layout(folder: Path, portrait: Portrait, names: Sequence[str]) -> Path:
+    """The portrait, turned a little for each name."""
+    height, width = portrait.bare.shape[:2]
+    for number, name in enumerate(names):
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), number - len(names) / 2, 1.0)
+        picture = cv2.warpAffine(portrait.bare, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), picture[..., ::-1])
+    return folder
+
+
+def test_ffhq_lies_in_folders_of_thousands(portrait: Portrait, tmp_path: Path) -> None:
+    names = ["00000/00000.png", "00000/00999.png", "01000/01000.png", "69000/69999.png"]
+    output = call("data", "crops", write_layout(tmp_path / "ffhq", portrait, names), "-o", tmp_path / "crops")
+    assert "4 crops" in output
+    faces = FaceCrops.open(tmp_path / "crops")
+    assert list(faces.names) == names
+    (tmp_path / "last.txt").write_text("69999.png\n")  # FFHQ's own split: from 60000 on
+    held_out = faces.split(True, Split(by="file", file=str(tmp_path / "last.txt")))
+    assert [faces.names[i] for i in held_out] == names[3:]
+
+
+def test_lfw_keeps_people_whole(portrait: Portrait, tmp_path: Path) -> None:
+    people = ["Grace_Hopper", "Ada_Lovelace", "Alan_Turing", "Emmy_Noether"]
+    names = [f"{person}/{person}_{number:04}.jpg" for person in people for number in (1, 2)]
+    call("data", "crops", write_layout(tmp_path / "lfw", portrait, names), "-o", tmp_path / "crops")
+    faces = FaceCrops.open(tmp_path / "crops")
+    parts = [set(faces.split(v, Split(by="identity", folds=2))) for v in (True, False)]
+    people_in = [{faces.names[i].split("/")[0] for i in part} for part in parts]
+    assert people_in[0] | people_in[1] == set(people)
+    assert not people_in[0] & people_in[1]
+
+
+def test_celeba_has_a_partition_and_landmarks(portrait: Portrait, tmp_path: Path) -> None:
+    root = tmp_path / "celeba"
+    names = [f"{number:06}.jpg" for number in range(1, 5)]
+    write_layout(root / "img_align_celeba", portrait, names)
+    small = cv2.resize(portrait.bare, None, fx=0.7, fy=0.7)
+    two = np.full((portrait.bare.shape[0], portrait.bare.shape[1] + small.shape[1], 3), 90, np.uint8)
+    two[:, : portrait.bare.shape[1]] = portrait.bare
+    two[: small.shape[0], portrait.bare.shape[1] :] = small
+    cv2.imwrite(str(root / "img_align_celeba" / names[0]), two[..., ::-1])
+    (root / "list_eval_partition.txt").write_text("".join(f"{n} {i % 3}\n" for i, n in enumerate(names)))
+    eyes = portrait.landmarks[:, :2]
+    five = np.array([eyes[[33, 133]].mean(0), eyes[[362, 263]].mean(0), eyes[1], eyes[61], eyes[291]])
+    rows = dict.fromkeys(names, five)
+    rows[names[0]] = 0.7 * five + [portrait.bare.shape[1], 0]  # the smaller of the two is meant
+    rows[names[3]] = five + 200  # and here is nobody
+    lines = [f"{name} {' '.join(str(round(v)) for v in values.ravel())}" for name, values in rows.items()]
+    heading = (
+        "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+    )
+    listed = root / "list_landmarks_align_celeba.txt"
+    listed.write_text("\n".join([str(len(lines)), heading, *lines]) + "\n")
+
+    pictures = root / "img_align_celeba"
+    output = call("data", "crops", pictures, "-o", tmp_path / "crops", "--landmarks", listed)
+    assert "3 crops" in output
+    assert "1 pictures without a face" in output
+    faces = FaceCrops.open(tmp_path / "crops")
+    assert [name.split("/")[1] for name in faces.names] == names[:3]
+    by_partition = Split(by="partition", file=str(root / "list_eval_partition.txt"))
+    assert [list(faces.split(v, by_partition)) for v in (False, True)] == [[0], [1]], "the third is for testing"
+    call("data", "crops", pictures, "-o", tmp_path / "largest")
+    largest = FaceCrops.open(tmp_path / "largest")
+    sharp = [cv2.Laplacian(np.asarray(data.crops[0]), cv2.CV_64F).var() for data in (faces, largest)]
+    assert sharp[0] < sharp[1], "without the list the larger one is taken"
+    listed.write_text("\n".join(lines[:1]) + "\n")
+    with pytest.raises(UserError, match=r"says nothing about 3 pictures, such as 000002\.jpg"):
+        call("data", "crops", pictures, "-o", tmp_path / "crops", "--landmarks", listed)
+    with pytest.raises(UserError, match="holds no landmarks"):
+        call("data", "crops", pictures, "-o", tmp_path / "crops", "--landmarks", root / "list_eval_partition.txt")
+
+
+@pytest.mark.shared
+def test_real_celeba_pictures_are_read(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "img_align_celeba"
+    folder.mkdir()
+    for path in sorted((shared / "data" / "eval" / "celeba").glob("*.jpg"))[:12]:  # as published, 178 x 218 px
+        shutil.copy(path, folder)
+    output = call("data", "crops", folder, "-o", tmp_path / "crops")
+    faces = FaceCrops.open(tmp_path / "crops")
+    assert f"{len(faces.names)} crops" in output
+    assert len(faces.names) >= 11
+    eyes = faces.points[:, [33, 263], :2]
+    assert np.linalg.norm(eyes[:, 1] - eyes[:, 0], axis=1) == pytest.approx(98, abs=15)
 
 
 def test_check_finds_what_is_wrong(faces: Path, portrait: Portrait, tmp_path: Path) -> None:

@@ -1,26 +1,38 @@
 """Recipes, losses, optimizers and the loop that runs them, on small drawn faces."""
 
 import contextlib
+import functools
+import hashlib
+import http.server
 import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from faces import Portrait
 from torch import Tensor, nn
-from training_faces import GOLDEN, RECIPES, drawn_face, small_recipe, write_crops, write_vgg
+from training_faces import GOLDEN, RECIPES, drawn_face, small_recipe, write_crops, write_embedding, write_vgg
 
 from unmask.errors import UnmaskError, UserError
+from unmask.models.published import resnet_segmenter
 from unmask.models.published.resnet_segmenter import ResNet18
-from unmask.train import losses
+from unmask.train import losses, pins
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Augmentation, Loss, Optimizer, Phase, Recipe, Split, load_recipe, with_value
 from unmask.train.data import FaceCrops
+from unmask.train.evaluate_run import evaluate_run
+from unmask.train.identity import FaceEmbedding
+from unmask.train.instruments import Instruments
 from unmask.train.listings import parts_of
 from unmask.train.loop import Trainer, learning_rate
 from unmask.train.objectives import KINDS, Objectives, Scene, shown, split_batch
@@ -116,6 +128,9 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("losses.hubber=1", "unknown loss 'hubber', did you mean 'huber'"),
         ("losses.dice=1", "'dice' is not for this model"),
         ("losses.perceptual=1", "perceptual_weights=FILE"),
+        ("losses.identity=1", "identity_weights=FILE"),
+        ("losses.identity={weight: 1, view: lower}", "looks at the whole face"),
+        ("losses={identity: 1}", "identity_weights=FILE"),
         ("augmentation=[{name: RandomGausianBlur}]", "did you mean 'RandomGaussianBlur'"),
         ("augmentation=[{name: RandomGaussianBlur, args: {radius: 3}}]", "RandomGaussianBlur"),
         ("accumulate=3", "multiple of 3"),
@@ -289,6 +304,7 @@ def test_losses_are_least_where_nothing_is_wrong(kind: str, tmp_path: Path) -> N
         phases=(Phase(steps=1, size=64, losses={kind: 1.0}),),
         perceptual_weights=weights,
         perceptual_network="vgg16",
+        identity_weights=str(write_embedding(tmp_path / "face.pth")),
     )
     objectives = Objectives(recipe, {}, lambda: torch.autocast("cpu", enabled=False), draws=True, segments=segments)
 
@@ -404,6 +420,101 @@ def test_encoder_starts_from_torchvisions_weights(data: Path, tmp_path: Path) ->
     assert torch.equal(encoder.layer3[0].downsample[0].weight, state["layer3.0.downsample.0.weight"])
     with pytest.raises(UserError, match="no state dict of torchvision's resnet18"):
         build(msgspec.structs.replace(recipe, encoder=recipe.crops + "/points.npy"))
+
+
+def test_imagenets_weights_are_downloaded_as_torchvision_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = msgspec.structs.replace(small_recipe("segmenter-imagenet", data, tmp_path), encoder="imagenet")
+    weights = (data / "resnet18.pth").read_bytes()
+    name = f"resnet18-{hashlib.sha256(weights).hexdigest()[:8]}.pth"
+    for served in (name, "resnet18-00000000.pth"):
+        (tmp_path / served).write_bytes(weights)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(resnet_segmenter, "IMAGENET", f"{address}/resnet18-00000000.pth")
+        with pytest.raises(UserError, match="invalid hash value"):
+            build(recipe)
+        monkeypatch.setattr(resnet_segmenter, "IMAGENET", f"{address}/{name}")
+        encoder = build(recipe).encoder
+        server.shutdown()
+    assert isinstance(encoder, ResNet18)
+    wanted = torch.load(data / "resnet18.pth", weights_only=True)
+    assert torch.equal(encoder.layer4[1].conv2.weight, wanted["layer4.1.conv2.weight"])
+    build(recipe)  # the second time from the disk
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(UserError, match=r"cannot download .* give encoder=FILE"):
+        build(recipe)
+
+
+def test_data_that_changed_is_noticed(data: Path, tmp_path: Path) -> None:
+    recipe = small_recipe("gated", data, tmp_path / "run", "phases.0.steps=1")
+    shutil.copytree(data / "crops", tmp_path / "crops")
+    recipe = msgspec.structs.replace(recipe, crops=str(tmp_path / "crops"))
+    run(recipe)
+    hashes = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert hashes == {"crops": pins.hash_of(data / "crops")}, "content counts, not where it lies"
+    crops = np.load(tmp_path / "crops" / "crops.npy")
+    crops[3, 100, 100, 0] ^= 1
+    np.save(tmp_path / "crops" / "crops.npy", crops)
+    with pytest.raises(UserError, match=r"the data changed since the run .* began: crops; put it back"):
+        trainer_of(recipe)
+    with pytest.raises(UserError, match="the data changed"):
+        evaluate_run(tmp_path / "run", None, lambda done, total: None)
+    figures, _ = evaluate_run(tmp_path / "run", None, lambda done, total: None, crops=tmp_path / "crops")
+    assert figures["pictures"] == 8
+    shutil.copy(data / "crops" / "crops.npy", tmp_path / "crops" / "crops.npy")
+    trainer_of(recipe)
+
+
+def test_embeddings_come_from_torchscript_too(tmp_path: Path) -> None:
+    faces, _, _ = pictures(128)
+    plain = FaceEmbedding(write_embedding(tmp_path / "face.pth"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(plain.network, torch.rand(2, 3, 112, 112)).save(str(tmp_path / "face.pt"))
+    torch.testing.assert_close(FaceEmbedding(tmp_path / "face.pt")(faces), plain(faces))
+    for name, content in (("vgg.pth", None), ("text.pt", b"no network")):
+        if content is None:
+            write_vgg(tmp_path / name, "vgg16")
+        else:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="no network that embeds faces"):
+            FaceEmbedding(tmp_path / name)
+
+
+@pytest.mark.shared
+def test_identity_is_learnt_by_a_real_network(
+    shared: Path, data: Path, tmp_path: Path, portrait: Portrait, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = shared / "instruments" / "mobilefacenet_mxnet_y1_112x112.pth"
+    embedding = FaceEmbedding(weights)
+    face = torch.from_numpy(portrait.crop(masked=False)).permute(2, 0, 1)[None].float() / 255
+    other = torch.from_numpy(drawn_face(1)[0]).permute(2, 0, 1)[None].float() / 255
+    assert embedding.distance(face.pow(1.3).roll(4, 3), face) < 0.2, "the same, in other light and moved"
+    assert embedding.distance(other, face) > 0.6
+    hidden = face.clone()
+    hidden[..., 140:230, 60:200] = 0.5
+    painted = hidden.clone().requires_grad_()
+    before = embedding.distance(hidden, face)
+    optimizer = torch.optim.Adam([painted], 0.02)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = embedding.distance(torch.where(hidden == 0.5, painted, hidden), face)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 * before
+
+    recipe = small_recipe("gated", data, tmp_path / "run", "phases.0.steps=2", "losses={l1: 1, identity: 0.1}")
+    trainer_of(msgspec.structs.replace(recipe, identity_weights=str(weights))).fit()
+    judges = Instruments(shared / "instruments")
+    figures, _ = evaluate_run(tmp_path / "run", judges, lambda done, total: None)
+    assert "lpips" in figures
+    assert "identity" not in figures, "a loss must not judge what it trained"
+    assert "its loss is the judge" in capsys.readouterr().err
 
 
 def test_batches_are_split_evenly(data: Path, tmp_path: Path) -> None:

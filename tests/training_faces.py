@@ -111,6 +111,22 @@ def write_vgg(path: Path, network: str) -> Path:
     return path
 
 
+def write_embedding(path: Path) -> Path:
+    """A network that embeds faces, as MXNet's graph in PyTorch's file, with random weights."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"conv": (8, 3, 7, 7), "slope": (1, 8, 1, 1), "fc": (16, 8 * 14 * 14), "bias": (16,)}
+    params = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    ops = [
+        {"op": "_minus_scalar", "name": "centred", "in": ["data"], "s": 127.5},
+        {"op": "_mul_scalar", "name": "scaled", "in": ["centred"], "s": 1 / 128},
+        {"op": "Convolution", "name": "seen", "in": ["scaled", "conv"], "stride": [8, 8], "pad": [3, 3], "g": 1},
+        {"op": "LeakyReLU", "name": "bent", "in": ["seen", "slope"]},
+        {"op": "FullyConnected", "name": "out", "in": ["bent", "fc", "bias"]},
+    ]
+    torch.save({"ops": json.dumps(ops), "params": params}, path)
+    return path
+
+
 def write_resnet(path: Path) -> Path:
     """A state dict with the names and shapes of torchvision's resnet18, classifier and counters included."""
     from unmask.models.published.resnet_segmenter import ResNet18

@@ -62,12 +62,12 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         UserError: a folder is not of a run.
     """
     runs = _named_apart([RunRecord.read(folder) for folder in folders], folders)
-    figures = dict.fromkeys(k for run in runs for row in run.log for k in row if k.startswith("validation_"))
+    figures = _validated(runs)
     losses = dict.fromkeys(k for run in runs for row in run.log for k in row if k not in figures and k != "step")
     parts = [
         f"<h1>{len(runs)} runs</h1>",
         "<h2>Figures of the last validation</h2>",
-        _figures_table(runs, list(figures)),
+        _figures_table(runs, figures),
         "<h2>What differs</h2>",
         _differences_table(runs),
         "<h2>Curves</h2>",
@@ -77,6 +77,34 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Runs compared</title><style>{_STYLE}</style>{''.join(parts)}\n"
     out.write_text(page)
+
+
+def write_curves(folders: Sequence[Path], out: Path) -> None:
+    """Draw the validation figures of runs over their steps, side by side.
+
+    Args:
+        folders: of the runs.
+        out: SVG or PNG file to write.
+
+    Raises:
+        UserError: a folder is not of a run, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    runs = _named_apart([RunRecord.read(folder) for folder in folders], folders)
+    figures = _validated(runs)
+    drawing = Figure(figsize=(5.5 * len(figures), 3.6), layout="constrained")
+    for axes, figure in zip(drawing.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+        _draw(axes, runs, figure)
+    try:
+        drawing.savefig(out, dpi=100)
+    except OSError as error:
+        raise UserError(f"cannot write '{out}': {error.strerror}") from error
+
+
+def _validated(runs: Sequence[RunRecord]) -> list[str]:
+    """The figures of the validations of runs."""
+    return list(dict.fromkeys(k for run in runs for row in run.log for k in row if k.startswith("validation_")))
 
 
 def _named_apart(runs: list[RunRecord], folders: Sequence[Path]) -> list[RunRecord]:
@@ -132,7 +160,14 @@ def _plot(runs: Sequence[RunRecord], figure: str) -> str:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(8, 3), layout="constrained")
-    axes = drawing.subplots()
+    _draw(drawing.subplots(), runs, figure)
+    picture = io.StringIO()
+    drawing.savefig(picture, format="svg")
+    return "<p>" + picture.getvalue()[picture.getvalue().index("<svg") :] + "</p>"
+
+
+def _draw(axes: Any, runs: Sequence[RunRecord], figure: str) -> None:
+    """A curve for each run that has the figure."""
     for run in runs:
         if curve := run.curve(figure):
             axes.plot(*zip(*curve, strict=True), label=run.name, marker="." if len(curve) < 30 else None)
@@ -140,9 +175,6 @@ def _plot(runs: Sequence[RunRecord], figure: str) -> str:
     axes.set_xlabel("step")
     axes.legend()
     axes.grid(alpha=0.3)
-    picture = io.StringIO()
-    drawing.savefig(picture, format="svg")
-    return "<p>" + picture.getvalue()[picture.getvalue().index("<svg") :] + "</p>"
 
 
 def _sample(run: RunRecord) -> str:

@@ -220,12 +220,12 @@ class Draw(NamedTuple):
 
     Attributes:
         position: in the whole batch, of which this process may make a part only.
-        index: of the face among the crops.
+        face: its index among the crops.
         rng: where chance comes from, its own for each picture: whoever makes it, it is the same.
     """
 
     position: int
-    index: int
+    face: int
     rng: np.random.Generator
 
 

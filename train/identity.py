@@ -43,7 +43,9 @@ class FaceEmbedding(nn.Module):
         except (OSError, RuntimeError, UnpicklingError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"identity_weights: '{weights}' is no network that embeds faces: {reason}") from error
-        self.network.eval().requires_grad_(False)
+        self.network.eval()
+        for parameter in self.network.parameters():  # TorchScript has no requires_grad_ of the whole
+            parameter.requires_grad_(False)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """(N, 3, S, S) 0..1, canonical crops, to (N, D) float32 of unit length."""
@@ -54,7 +56,8 @@ class FaceEmbedding(nn.Module):
         """1 - cosine of the embeddings of (N, 3, S, S) pictures, averaged: 0 for the same, about 1 for other people."""
         with torch.no_grad():
             wanted = self(real)
-        return (1.0 - (self(fake) * wanted).sum(1)).mean()
+        cosine: Tensor = (self(fake) * wanted).sum(1)
+        return (1.0 - cosine).mean()
 
 
 def aligned(rgb: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templ
     """Draw a batch for training; the same arguments give the same batch."""
     made = []
     for draw in drawn:
-        sample, rng = augment(data, draw.index, size, draw.rng), draw.rng
+        sample, rng = augment(data, draw.face, size, draw.rng), draw.rng
         if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
             made.append(turned_face(sample, background(data, size, rng), rng, templates))
         else:

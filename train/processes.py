@@ -67,7 +67,7 @@ def average(tensors: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([x.reshape(-1).float() for x in tensors])
     dist.all_reduce(flat)
-    for x, mean in zip(tensors, (flat / count()).split([x.numel() for x in tensors]), strict=True):
+    for x, mean in zip(tensors, torch.split(flat / count(), [x.numel() for x in tensors]), strict=True):
         x.copy_(mean.view(x.shape))
 
 

@@ -146,7 +146,7 @@ def make_batch(sources: Sources, drawn: Sequence[Draw], size: int, real: float =
         if sources.real is not None and draw.position < real:
             made.append(make_real(sources.real, size, draw.rng))
         else:
-            made.append((make_sample(sources, draw.index, size, draw.rng), everywhere))
+            made.append((make_sample(sources, draw.face, size, draw.rng), everywhere))
     rgb = torch.from_numpy(np.stack([s.rgb for s, _ in made])).permute(0, 3, 1, 2)
     label = torch.from_numpy(np.stack([s.coverage > 0.5 for s, _ in made]).astype(np.float32))[:, None]
     weight = torch.from_numpy(np.stack([w for _, w in made]))[:, None]

@@ -435,15 +435,17 @@ def tune(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The report.")] = Path(
-        "runs.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.html", help="The report; .svg and .png: its curves alone.")
+    ] = Path("runs.html"),
 ) -> None:
     """Compare runs: one HTML file with figures, what differs, curves and samples."""
     _need_training_packages()
-    from unmask.train.compare import write_report
+    from unmask.train.compare import write_curves, write_report
 
-    write_report(runs, output)
+    if output.suffix not in {".html", ".svg", ".png"} or not output.resolve().parent.is_dir():
+        raise UserError(f"'{output}' cannot be written: give a .html, .svg or .png in a folder that exists")
+    (write_report if output.suffix == ".html" else write_curves)(runs, output)
     print(output)
 
 
