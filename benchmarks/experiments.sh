@@ -76,7 +76,9 @@ unmask data crops "$out/portrait" -o "$out/shown"
 for run in "$out"/{models,losses}/*/; do
   name=$(basename "$(dirname "$run")")-$(basename "$run")
   [[ -f $out/report/$name.jpg ]] && continue
-  unmask evaluate run "$run" --instruments "$instruments" --most 60 --report "$out/report/$name.json"
+  if [[ $name == losses-* ]]; then
+    unmask evaluate run "$run" --instruments "$instruments" --most 40 --report "$out/report/$name.json"
+  fi
   unmask evaluate run "$run" --crops "$out/shown" --sheet "$out/report/$name.jpg"
 done
 for group in models optimizers losses augmentation folds; do

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from faces import Portrait
+from training_faces import is_validation
 from typer.testing import CliRunner
 
 from unmask.cli import app
@@ -24,7 +25,6 @@ from unmask.train.campaign import preview_sheet
 from unmask.train.config import Recipe, load_recipe
 from unmask.train.data import prepare_crops
 from unmask.train.evaluate_run import evaluate_run
-from unmask.train.listings import is_validation
 from unmask.train.registry import trainer_of
 from unmask.train.tracker_data import (
     BARE,

@@ -19,6 +19,7 @@ from unmask.train import processes
 from unmask.train.config import Recipe, with_value
 from unmask.train.registry import trainer_of
 
+pytestmark = pytest.mark.timeout(900)  # three processes that import PyTorch, twice
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -47,11 +48,11 @@ def two_processes(recipe: Recipe, folder: Path) -> "Iterator[subprocess.Popen[st
         try:
             yield process
         finally:
-            process.kill()
+            process.terminate()  # and with it its workers
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     return output
 
@@ -84,7 +85,7 @@ def test_two_processes_stop_together_and_go_on(data: Path, tmp_path: Path) -> No
             assert process.poll() is None
             time.sleep(0.02)
         process.terminate()  # torchrun passes it on
-        process.communicate(timeout=200)
+        process.communicate(timeout=400)
     done = state_of(tmp_path / "run")["done"]
     assert 0 < done < 400
     short = with_value(plan, "phases.0.steps", done + 2)

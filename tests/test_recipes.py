@@ -65,7 +65,10 @@ def test_recipes_train_as_they_did(name: str, data: Path, tmp_path: Path) -> Non
     wanted = json.loads((GOLDEN / "loss_curves.json").read_text())[name]
     found = make_loss_curves.loss_curve(small_recipe(name, data, tmp_path))
     assert len(found) == 20
-    assert found == pytest.approx(wanted, rel=0.02), "see tests/golden/make_loss_curves.py"
+    # In float32 the same on every processor but for rounding, which grows: with AVX2 or SSE instead of AVX-512 the
+    # first five steps differ by 0.03 % at most, all twenty by 2.3 %.
+    assert found[:5] == pytest.approx(wanted[:5], rel=0.002), "see tests/golden/make_loss_curves.py"
+    assert found == pytest.approx(wanted, rel=0.05), "see tests/golden/make_loss_curves.py"
 
 
 def test_every_shipped_recipe_has_a_curve() -> None:

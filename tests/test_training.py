@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from faces import Portrait
+from training_faces import is_validation
 from typer.testing import CliRunner
 
 from unmask.cli import app
@@ -28,7 +29,6 @@ from unmask.train.evaluate import (
     sharpness,
     structural_similarity,
 )
-from unmask.train.listings import is_validation
 from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels

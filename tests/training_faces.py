@@ -11,8 +11,8 @@ import torch
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.rows import KINDS
-from unmask.train.config import Recipe, load_recipe
-from unmask.train.listings import is_validation
+from unmask.train.config import Recipe, Split, load_recipe
+from unmask.train.listings import parts_of
 from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,6 +34,11 @@ SMALL = {
     "detector": ["sizes={widths: [8, 8, 8, 8], neck: 8}"],
 }
 """Overrides that make each recipe's network tiny."""
+
+
+def is_validation(name: str) -> bool:
+    """Whether the usual split keeps a picture for validation."""
+    return parts_of([name], Split()) == [1]
 
 
 def drawn_face(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:

@@ -229,11 +229,6 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return as_struct(raw, Recipe, f"recipe '{path}'")
 
 
-def load_yaml(path: Path, kind: type[T]) -> T:
-    """Read a YAML file into `kind`. Raises UserError with every problem."""
-    return as_struct(_read(path), kind, f"recipe '{path}'")
-
-
 def as_struct(raw: Any, kind: type[T], what: str) -> T:
     """Builtins as a struct or dataclass. Raises UserError with every problem, each with the place of its key."""
     if problems := _problems(raw, kind, ""):

@@ -7,7 +7,6 @@ for each person and any other folder are searched recursively.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,6 @@ from unmask.errors import UserError
 from unmask.train.config import Split
 
 F32 = npt.NDArray[np.float32]
-
-VALIDATION_SHARE: Final = 20
-"""One picture in so many is kept for validation."""
-
-
-def is_validation(name: str) -> bool:
-    """Whether a picture belongs to the usual validation split: fixed by the SHA-256 of its file name, so that it stays
-    where it is when data is added."""
-    return _fold(name, VALIDATION_SHARE) == 0
 
 
 def _fold(key: str, folds: int) -> int:

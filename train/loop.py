@@ -410,12 +410,6 @@ class Trainer(ABC, Generic[B]):
         self.scaler.update()
         self.ema.update(self.model)
 
-    def descend(self, loss: Tensor) -> None:
-        """Update the weights by one loss, and their average. Raises UnmaskError where it is broken."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.update()
-
 
 def share_gradients(model: nn.Module) -> None:
     """Average gradients over the processes, and statistics such as those of batch normalisation."""

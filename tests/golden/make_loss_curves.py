@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python tests/golden/make_loss_curves.py
 
-To be run again only after a change that is meant to change how networks train.
+To be run again only after a change that is meant to change how networks train. In float32, on one thread.
 """
 
 import json
