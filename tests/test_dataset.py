@@ -167,12 +167,12 @@ def test_a_persons_own_data_set_fine_tunes_the_inpainter(video: Path, tmp_path: 
     call("data", "crops", tmp_path / "me", "-o", tmp_path / "crops")
     start = weights_file("inpainter.safetensors")
     recipe = [f"crops={tmp_path}/crops", "textures=", "perceptual_weights=", f"start={start}", "split.folds=4"]
-    small = ["phases=[{steps: 8, size: 128, batch: 2, lr: 5.0e-4}]", "epoch=4", "ema=0.5", f"out={tmp_path}/run"]
+    small = ["phases=[{steps: 24, size: 128, batch: 2}]", "epoch=4", "ema=0.5", f"out={tmp_path}/run"]
     call("train", "inpainter", *recipe, *small)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [4, 8]
     figures = [row["validation_psnr"] for row in rows]
-    assert figures[0] > 18, "it starts from what the shipped network knows"
+    assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24]
+    assert figures[-1] > figures[0] + 0.5
     call("export", "inpainter", tmp_path / "run" / "state.pt", "-o", tmp_path)
     assert (tmp_path / "inpainter.onnx").exists()
 
