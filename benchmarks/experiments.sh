@@ -73,7 +73,8 @@ for name, picture in {"a": rgb, "b": rgb[:, ::-1], "c": 255 * (rgb / 255.0) ** 1
     cv2.imwrite(f"{sys.argv[1]}/{name}.png", np.ascontiguousarray(picture[..., ::-1].astype(np.uint8)))
 PY
 unmask data crops "$out/portrait" -o "$out/shown"
-for run in "$out"/{models,losses}/*/; do
+for recipe in "$out"/{models,losses}/*/recipe.json; do
+  run=$(dirname "$recipe")
   name=$(basename "$(dirname "$run")")-$(basename "$run")
   [[ -f $out/report/$name.jpg ]] && continue
   if [[ $name == losses-* ]]; then

@@ -61,6 +61,19 @@ def test_a_network_that_cannot_learn_is_found_out(data: Path, tmp_path: Path) ->
         call("overfit", recipe, "--pictures", "2", "--steps", "10")
 
 
+def test_progress_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unmask.progress.LINE_EVERY_SECONDS", 0)
+    output = call("train", write_recipe("segmenter", data, tmp_path), "phases.0.steps=2")
+    assert "steps: 1 of 2\nsteps: 2 of 2\n" in output
+
+
+@pytest.mark.parametrize("command", ["overfit", "crossval", "tune"])
+def test_torchrun_is_for_training(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="run this command without it"):
+        call(command, "segmenter")
+
+
 def test_each_fold_is_validated_once(data: Path, tmp_path: Path) -> None:
     recipe = write_recipe("segmenter", data, tmp_path)
     output = call("crossval", recipe, "phases.0.steps=2", "-k", "2")
@@ -102,6 +115,10 @@ def test_runs_are_compared_and_measured(data: Path, tmp_path: Path) -> None:
     assert text.count("<svg") >= 3
     assert "<td>model</td><td>gated</td><td>oagan</td>" in text
     assert "validation_psnr" in text
+    call("compare", tmp_path / "gated", tmp_path / "oagan", "-o", tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 3 * 550, "PSNR, sharpness and IoU side by side"
+    with pytest.raises(UserError, match=r"give a \.html, \.svg or \.png"):
+        call("compare", tmp_path / "gated", "-o", tmp_path / "curves.txt")
     with pytest.raises(UserError, match=r"no training run: recipe\.json is missing"):
         call("compare", tmp_path, "-o", page)
 
