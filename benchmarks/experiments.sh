@@ -77,7 +77,7 @@ for recipe in "$out"/{models,losses}/*/recipe.json; do
   run=$(dirname "$recipe")
   name=$(basename "$(dirname "$run")")-$(basename "$run")
   [[ -f $out/report/$name.jpg ]] && continue
-  if [[ $name == losses-* ]]; then
+  if [[ $name == losses-* || $name == models-inpainter ]]; then
     unmask evaluate run "$run" --instruments "$instruments" --most 40 --report "$out/report/$name.json"
   fi
   unmask evaluate run "$run" --crops "$out/shown" --sheet "$out/report/$name.jpg"
@@ -102,5 +102,5 @@ for group in sys.argv[2:]:
     head = np.full((24, 128 * len(columns), 3), 255, np.uint8)
     for i, name in enumerate(names):
         cv2.putText(head, name, (128 * i + 3, 16), cv2.FONT_HERSHEY_SIMPLEX, min(0.42, 6.5 / len(name)), 0, 1, cv2.LINE_AA)
-    cv2.imwrite(str(folder / f"{group}-sheet.jpg"), np.vstack([head, np.hstack(columns)]))
+    cv2.imwrite(str(folder / f"{group}-sheet.jpg"), np.vstack([head, np.hstack(columns)]), [cv2.IMWRITE_JPEG_QUALITY, 85])
 PY

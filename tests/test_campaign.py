@@ -116,7 +116,7 @@ def test_runs_are_compared_and_measured(data: Path, tmp_path: Path) -> None:
     assert "<td>model</td><td>gated</td><td>oagan</td>" in text
     assert "validation_psnr" in text
     call("compare", tmp_path / "gated", tmp_path / "oagan", "-o", tmp_path / "curves.png")
-    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 3 * 550, "PSNR, sharpness and IoU side by side"
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 3 * 450 + 200, "PSNR, sharpness and IoU side by side"
     with pytest.raises(UserError, match=r"give a \.html, \.svg or \.png"):
         call("compare", tmp_path / "gated", "-o", tmp_path / "curves.txt")
     with pytest.raises(UserError, match=r"no training run: recipe\.json is missing"):

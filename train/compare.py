@@ -93,9 +93,11 @@ def write_curves(folders: Sequence[Path], out: Path) -> None:
 
     runs = _named_apart([RunRecord.read(folder) for folder in folders], folders)
     figures = _validated(runs)
-    drawing = Figure(figsize=(5.5 * len(figures), 3.6), layout="constrained")
+    drawing = Figure(figsize=(4.5 * len(figures) + 2, 3.4), layout="constrained")
     for axes, figure in zip(drawing.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         _draw(axes, runs, figure)
+    lines = {line.get_label(): line for axes in drawing.axes for line in axes.get_lines()}
+    drawing.legend(lines.values(), lines.keys(), loc="outside right upper")
     try:
         drawing.savefig(out, dpi=100)
     except OSError as error:
@@ -160,20 +162,22 @@ def _plot(runs: Sequence[RunRecord], figure: str) -> str:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(8, 3), layout="constrained")
-    _draw(drawing.subplots(), runs, figure)
+    axes = drawing.subplots()
+    _draw(axes, runs, figure)
+    axes.legend()
     picture = io.StringIO()
     drawing.savefig(picture, format="svg")
     return "<p>" + picture.getvalue()[picture.getvalue().index("<svg") :] + "</p>"
 
 
 def _draw(axes: Any, runs: Sequence[RunRecord], figure: str) -> None:
-    """A curve for each run that has the figure."""
-    for run in runs:
+    """A curve for each run that has the figure; a run has the same colour in all of them."""
+    for number, run in enumerate(runs):
         if curve := run.curve(figure):
-            axes.plot(*zip(*curve, strict=True), label=run.name, marker="." if len(curve) < 30 else None)
+            marker = "." if len(curve) < 30 else None
+            axes.plot(*zip(*curve, strict=True), label=run.name, marker=marker, color=f"C{number % 10}")
     axes.set_title(figure)
     axes.set_xlabel("step")
-    axes.legend()
     axes.grid(alpha=0.3)
 
 
