@@ -96,8 +96,8 @@ def write_curves(folders: Sequence[Path], out: Path) -> None:
     drawing = Figure(figsize=(4.5 * len(figures) + 2, 3.4), layout="constrained")
     for axes, figure in zip(drawing.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         _draw(axes, runs, figure)
-    lines = {line.get_label(): line for axes in drawing.axes for line in axes.get_lines()}
-    drawing.legend(lines.values(), lines.keys(), loc="outside right upper")
+    lines = {str(line.get_label()): line for axes in drawing.axes for line in axes.get_lines()}
+    drawing.legend(list(lines.values()), list(lines), loc="outside right upper")
     try:
         drawing.savefig(out, dpi=100)
     except OSError as error:
