@@ -167,7 +167,7 @@ def test_a_live_picture_is_painted_with_it(person: Path, portrait: Portrait, tmp
     differs = np.abs(shown[0] - shown[1]).mean(axis=2)
     inside = portrait.coverage[:height, :width] > 0.9
     assert differs[inside].mean() > 2
-    assert differs[: height // 4].mean() < 0.5, "nothing changes but the painted part"
+    assert differs[: height // 4].mean() < 1, "nothing changes but the painted part, and what the codec makes of it"
 
 
 @pytest.mark.parametrize(
