@@ -161,7 +161,7 @@ def test_the_detector_trains_resumes_and_ships(crops: Path, data: Path, tmp_path
     assert result.exit_code == 0, result.output
     assert (tmp_path / "detector.onnx").stat().st_size < 1.5e6
     with pytest.raises(UserError, match=r"benchmarks/tracking\.py"):
-        evaluate_run(tmp_path / "whole", None, 8, lambda done, total: None)
+        evaluate_run(tmp_path / "whole", None, lambda done, total: None)
 
 
 @pytest.mark.parametrize(
