@@ -3,11 +3,11 @@
     python benchmarks/steadiness.py VIDEO... [--frames 100] [--instruments DIR]
 
 Protocol: a drawn surgical mask follows the landmarks of the largest face through each video; the masked frames go
-through the pipeline's stages twice, once with smoothing over time and once without. Optical flow (DIS, medium) between
-the true frames carries each result into the next; the warping error is the mean squared difference (0..1 colours) where
-the mask is and the flow agrees forwards and backwards. Sharpness is the variance of the Laplacian in the mask. With
-instruments (see unmask.train.instruments) the LPIPS distance between neighbouring frames is set against that of the
-true video.
+through the pipeline's stages twice: as they are ("steadied"), and with every frame painted anew and nothing smoothed
+over time ("frame by frame"). Optical flow (DIS, medium) between the true frames carries each result into the next; the
+warping error is the mean squared difference (0..1 colours) where the mask is and the flow agrees forwards and
+backwards. Sharpness is the variance of the Laplacian in the mask. With instruments (see unmask.train.instruments) the
+LPIPS distance between neighbouring frames is set against that of the true video.
 """
 
 import argparse
@@ -65,11 +65,11 @@ def moments(video: Path, count: int) -> Iterator[Moment]:
             yield Moment(truth, np.rint(worn.rgb * 255).astype(np.uint8), worn.coverage > 0.5)
 
 
-def unmask(pictures: list[U8], smooth: Smooth) -> list[U8]:
+def unmask(pictures: list[U8], inpaint: Inpaint, smooth: Smooth) -> list[U8]:
     """Send pictures through the stages as one stream."""
     height, width = pictures[0].shape[:2]
     layout = Layout(width, height, "rgb24", full_range=True)
-    stages: tuple[Stage, ...] = (Track(max_faces=1), Segment(), Inpaint(), smooth)
+    stages: tuple[Stage, ...] = (Track(max_faces=1), Segment(), inpaint, smooth)
     context = Context(layout, 1)
     for stage in stages:
         stage.open(context)
@@ -124,8 +124,8 @@ def measure(video: Path, count: int, instruments: Instruments | None) -> dict[st
     flow = flows(truth)
     cases = {
         "truth": truth,
-        "frame by frame": unmask([m.masked for m in seen], Smooth(keep=0.0)),
-        "steadied": unmask([m.masked for m in seen], Smooth()),
+        "frame by frame": unmask([m.masked for m in seen], Inpaint(every=1), Smooth(keep=0.0)),
+        "steadied": unmask([m.masked for m in seen], Inpaint(), Smooth()),
     }
     figures: dict[str, float] = {"frames": len(seen)}
     for name, pictures in cases.items():

@@ -52,19 +52,29 @@ class Inpaint(Stage):
     """Writes `painted` of each masked face.
 
     The network runs again when a face has turned, its light has changed, its mask covers what was not painted, or
-    the last painting is `_PAINT_EVERY` frames old. In between the last painting is moved along with the face.
+    the last painting is `every` frames old. In between the last painting is moved along with the face.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
         person: file with a personal model; empty for the general one.
         threads: CPU threads of the network; 0 leaves it to the engine.
+        every: frames between two paintings of a face that keeps still; 1 paints each frame.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        engine: str = "auto",
+        person: str = "",
+        threads: int = 0,
+        *,
+        every: int = _PAINT_EVERY,
+    ) -> None:
         self._device, self._engine_name, self._person, self._threads = device, engine, person, threads
+        self._every = every
 
     def open(self, context: Context) -> None:
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
@@ -81,7 +91,7 @@ class Inpaint(Stage):
             if face.masked:
                 present.add(face.track_id)
                 view = _view(face)
-                if (frame.index + face.track_id) % _PAINT_EVERY == 0 or not self._move_along(face, view):
+                if (frame.index + face.track_id) % self._every == 0 or not self._move_along(face, view):
                     due.append((face, view))
         if due:
             self._paint(due)
