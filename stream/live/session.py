@@ -241,12 +241,14 @@ class _Watch:
         self._stuck: str | None = None
 
     def __call__(self) -> None:
-        before, self._stuck = self._stuck, self._state.stuck()
-        if self._stuck is not None and before is None:
+        stuck = self._state.stuck()
+        if stuck is not None and self._stuck is None:
             end = "Ctrl-C twice ends the run"
-            self._notice(f"stuck: {self._stuck} has kept a picture for {STALL_SECONDS:g} s, and all others wait; {end}")
-        if self._stuck is None and before is not None:
-            self._notice(f"{before} goes on")
+            self._notice(f"stuck: {stuck} has kept a picture for {STALL_SECONDS:g} s, and all others wait; {end}")
+            self._stuck = stuck
+        if stuck is None and self._stuck is not None:  # pictures that waited behind it may have looked stuck since
+            self._notice(f"{self._stuck} goes on")
+            self._stuck = None
 
 
 def check_recording(settings: LiveSettings) -> None:
