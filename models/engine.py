@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import EngineError, UserError
+from unmask.models.processors import usable_processors
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
@@ -89,7 +90,7 @@ def cpu_streams() -> tuple[int, int]:
     The stages run at the same time and leave little for a second thread: a face on one thread costs less processor
     time than on two that wait for each other, and several faces at once fill the cores that are free.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_processors()
     return min(cores, _MOST_STREAMS), max(1, cores // _MOST_STREAMS)
 
 

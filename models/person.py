@@ -90,7 +90,7 @@ class PersonalOpenVinoEngine(OpenVinoEngine):
 
     Args:
         person: the change.
-        threads: CPU threads; 0 leaves it to OpenVINO.
+        threads: CPU threads for one face; 0 for as many as `cpu_streams` says.
     """
 
     def __init__(self, person: Person, threads: int = 0) -> None:

@@ -19,6 +19,7 @@ import cv2
 from unmask import __version__
 from unmask.errors import UserError
 from unmask.models import engine
+from unmask.models.processors import usable_processors
 from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
@@ -76,8 +77,7 @@ def _versions() -> Iterator[str]:
 
 def _processors() -> Iterator[str]:
     name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"{name}, {usable} of {os.cpu_count()} cores usable"
+    yield f"{name}, {usable_processors()} of {os.cpu_count()} cores usable"
     if engine.cpu_precision() == "bf16":
         yield "bfloat16: yes"
     else:

@@ -1,10 +1,10 @@
 """THE tuple of stages that every frame passes through, built from one set of settings."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from unmask.models.processors import usable_processors
 from unmask.stream.encoders import EncodeOptions
 from unmask.stream.media import MediaInfo
 from unmask.stream.stage import Stage
@@ -45,11 +45,7 @@ def live_frames() -> int:
 
     Where the machine is too slow, frames wait for each other: more of them make the picture later, not more frequent.
     """
-    return min(_processors(), _MOST_LIVE_FRAMES)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable_processors(), _MOST_LIVE_FRAMES)
 
 
 def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
@@ -60,7 +56,7 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
         live: no frame may take much longer than others, as the next one does not wait. Work that can wait is spread
             over frames, and the frames under way share the processors instead of each taking all of them.
     """
-    processors, frames = _processors(), live_frames()
+    processors, frames = usable_processors(), live_frames()
     # Whoever has another frame needs a processor too; the inpainter, the slowest by far, has all that are left.
     segmenting, inpainting = (processors // frames, processors - frames + 1) if live else (0, 0)
     return (

@@ -24,6 +24,7 @@ import msgspec
 
 from unmask import __version__
 from unmask.errors import UnmaskError
+from unmask.models.processors import usable_processors
 from unmask.stream.bench.clip import write_clip
 
 SIZES: Final = {480: (854, 480), 720: (1280, 720), 1080: (1920, 1080), 2160: (3840, 2160)}
@@ -289,5 +290,5 @@ def machine() -> dict[str, str | int]:
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"unmask": __version__, "processor": processor, "cores": usable, "system": platform.platform()}
+    system = platform.platform()
+    return {"unmask": __version__, "processor": processor, "cores": usable_processors(), "system": system}

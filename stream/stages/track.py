@@ -1,6 +1,7 @@
 """The stage that finds the faces of each frame, tells who is who, and places their canonical crops."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Final
 
@@ -20,6 +21,9 @@ from unmask.stream.united_finder import UnitedFinder
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
 """In the search at the beginning of a scene, which may be a single frame."""
+
+_PASSING_FRAMES: Final = 10
+"""What looked like a face in the first frame of a scene, never beyond doubt, and was gone before, is not counted."""
 
 _KEEP_SCORE: Final = 0.4
 """A face that was certain needs less evidence than a new one: it may have turned, or have put on a mask."""
@@ -108,7 +112,8 @@ class Track(Stage):
         self._limit = min(self._max_faces, context.max_faces)
         self._tracks: list[FaceTrack] = []
         self._new_ids = itertools.count()
-        self._given: set[int] = set()
+        self._given: Counter[int] = Counter()
+        self._counted: set[int] = set()
         self._most_at_once = 0
         self._cuts = 0
         self._put_off = 0
@@ -134,7 +139,7 @@ class Track(Stage):
     def summary(self) -> dict[str, Any]:
         return {
             "tracker": str(self._tracker),
-            "tracks": len(self._given),
+            "tracks": len(self._counted),
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
             "looks_put_off": self._put_off,
@@ -334,7 +339,9 @@ class Track(Stage):
             )
             frame.faces.append(face)
             track.fresh = False
-            self._given.add(track.track_id)
+            self._given[track.track_id] += 1
+            if track.score >= _NEW_SCORE or self._given[track.track_id] >= _PASSING_FRAMES:
+                self._counted.add(track.track_id)
         self._most_at_once = max(self._most_at_once, len(frame.faces))
 
 
