@@ -63,7 +63,7 @@ def largest_face(rgb: U8, detector: FaceDetector, mesh: FaceMesh) -> F32 | None:
 
 
 _FIVE_POINTS: Final = ((33, 133), (362, 263), (1,), (61,), (291,))
-"""Points of the mesh whose mean is one of `five_points`."""
+"""Points of the mesh whose mean is one of the five that `listings.five_points` reads and the detector finds."""
 _FAR: Final = 0.3
 """Mean distance, in distances of the eyes, beyond which a face is another one than the list says."""
 
@@ -72,11 +72,13 @@ def listed_face(rgb: U8, five: F32, detector: FaceDetector, mesh: FaceMesh) -> F
     """(468, 3) float32 landmarks of the face that lies where (5, 2) `five_points` say, None where there is none."""
     faces = [landmarks for _, landmarks, presence in find_landmarks(rgb, detector, mesh) if presence > 0.5]
     eyes = float(np.linalg.norm(five[1] - five[0])) + 1e-6
-    away = [float(np.linalg.norm(_five_of(face) - five, axis=1).mean()) / eyes for face in faces]
+    away = [float(np.linalg.norm(five_points_of(face) - five, axis=1).mean()) / eyes for face in faces]
     return faces[int(np.argmin(away))] if away and min(away) < _FAR else None
 
 
-def _five_of(landmarks: F32) -> F32:
+def five_points_of(landmarks: F32) -> F32:
+    """(5, 2) float32 from (468, 2 or more) of the mesh: right eye, left eye, tip of the nose, right and left corner of the
+    mouth, as the person has them."""
     return np.array([landmarks[list(points), :2].mean(axis=0) for points in _FIVE_POINTS], np.float32)
 
 

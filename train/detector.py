@@ -17,10 +17,11 @@ from unmask.errors import UserError
 from unmask.models.geometry import transform_points
 from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres
 from unmask.train.config import Phase, Recipe, Split
+from unmask.train.data import five_points_of
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device, split_batch
 from unmask.train.optimizers import make_optimizer
-from unmask.train.tracker_data import TrackerData, box_of, draw_face, five_points, overlap
+from unmask.train.tracker_data import TrackerData, box_of, draw_face, overlap
 from unmask.train.views import as_filmed
 
 U8 = npt.NDArray[np.uint8]
@@ -157,7 +158,7 @@ def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.
         share = np.prod(inside[2:] - inside[:2]) / np.prod(box[2:] - box[:2])
         boxes.append(box)
         kinds.append(int(data.kinds[index]) if share > 0.55 and wanted >= SMALLEST else -1)
-        points.append(transform_points(matrix.astype(np.float64), five_points(mesh)))
+        points.append(transform_points(matrix.astype(np.float64), five_points_of(mesh)))
     return Picture(
         rgb,
         np.array(boxes, np.float32).reshape(-1, 4),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from unmask.errors import UserError
 from unmask.models.rows import KINDS, POINTS
-from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, five_points_of, read_rgb
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
     Masked,
@@ -53,12 +53,6 @@ _PASSED: Final = 0.4
 def is_validation_scene(name: str) -> bool:
     """Whether a picture with labelled boxes is kept for validation, by the SHA-256 of its file name."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % _SCENE_VALIDATION == 0
-
-
-def five_points(landmarks: F32) -> F32:
-    """(5, 2) float32: the detector's points (`unmask.models.rows`) from (468, 2 or more) of the mesh."""
-    p = landmarks[:, :2]
-    return np.stack([(p[33] + p[133]) / 2, (p[263] + p[362]) / 2, p[1], p[61], p[291]]).astype(np.float32)
 
 
 def box_of(landmarks: F32) -> F32:
@@ -280,7 +274,7 @@ class TrackerData:
 def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
     faces = entry["faces"]
     unknown = np.full((POINTS, 2), np.nan, np.float32)
-    points = np.array([five_points(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
+    points = np.array([five_points_of(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
     kinds = np.array([f["kind"] for f in faces], np.int64)
     boxes = np.array([f["box"] for f in faces], np.float32)
     return Scene(read_rgb(Path(entry["file"])), boxes.reshape(-1, 4), kinds, points.reshape(-1, POINTS, 2))
