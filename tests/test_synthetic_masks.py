@@ -12,6 +12,7 @@ from faces import Portrait
 from unmask.errors import UserError
 from unmask.models.geometry import canonical_crop
 from unmask.train.data import Sample
+from unmask.train.glasses import wear_glasses
 from unmask.train.inpainter import turned_face
 from unmask.train.masks import Outline, hidden_region, loosened, lowered_coverage, mask_coverage, random_outline, straps
 from unmask.train.materials import (
@@ -202,3 +203,23 @@ def test_turned_face_lies_as_a_tracker_would_cut_it(seed: int, face: F32, portra
     away = cv2.erode((1 - hidden).astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
     away[: side // 3] = True
     assert np.abs(seen - turned.rgb)[away & (hidden == 0)].mean() < 0.05, "what is not hidden is the truth"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_glasses_sit_before_the_eyes_and_change_little_else(seed: int, face: F32, portrait: Portrait) -> None:
+    before = face.copy()
+    worn = wear_glasses(face, portrait.landmarks, np.random.default_rng(seed))
+    points = portrait.landmarks[:, :2]
+    distance = float(np.linalg.norm(points[263] - points[33]))
+    rows, columns = np.nonzero(worn.frame > 0.5)
+    eyes = (points[33] + points[263]) / 2
+    assert abs(columns.mean() - eyes[0]) < 0.15 * distance
+    assert abs(rows.mean() - eyes[1]) < 0.3 * distance
+    assert np.ptp(columns) > distance, "both lenses"
+    far = np.ones(face.shape[:2], bool)
+    far[:, max(0, round(eyes[0] - 1.5 * distance)) : round(eyes[0] + 1.5 * distance)] = False
+    far |= np.arange(face.shape[0])[:, None] > points[CHIN, 1]
+    assert np.allclose(worn.rgb[far], face[far], atol=1e-6)
+    assert np.array_equal(face, before), "the picture given is left alone"
+    assert worn.rgb.min() >= 0
+    assert worn.rgb.max() <= 1

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -29,6 +30,7 @@ from unmask.train.evaluate import (
     sharpness,
     structural_similarity,
 )
+from unmask.train.glasses import Glasses, wear_glasses
 from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels
@@ -181,6 +183,27 @@ def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     assert (hidden < 0.6).all()
     traces = ((batch.seen - batch.truth).abs().amax(1, keepdim=True) * (1 - batch.mask)).amax((1, 2, 3)) > 0.05
     assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+def test_glasses_lie_before_a_mask_or_under_it(crops: Path, monkeypatch: pytest.MonkeyPatch, in_front: bool) -> None:
+    frames = []
+
+    def wear(*given: Any) -> Glasses:
+        frames.append(wear_glasses(*given))
+        return frames[-1]
+
+    shares = {"GLASSES_SHARE": 1, "_IN_FRONT_SHARE": int(in_front), "TURNED_SHARE": 0, "FILMED_SHARE": 0}
+    for name, share in shares.items():
+        monkeypatch.setattr(inpainter, name, share)
+    monkeypatch.setattr(inpainter, "wear_glasses", wear)
+    batch = inpainter.make_training_batch(FaceCrops.open(crops), draws(np.arange(16) % 8, 5), 128)
+    frame = torch.from_numpy(np.stack([worn.frame for worn in frames]))[:, None] > 0.9
+    assert frame.sum() > 1000
+    covered = (batch.mask > 0) & frame
+    assert bool(covered.any()) is not in_front
+    if in_front:
+        assert torch.where(frame, (batch.seen - batch.truth).abs(), 0).max() < 0.2, "it is seen as it is"
 
 
 def test_windows_lie_around_what_is_hidden() -> None:

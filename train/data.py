@@ -77,8 +77,8 @@ def listed_face(rgb: U8, five: F32, detector: FaceDetector, mesh: FaceMesh) -> F
 
 
 def five_points_of(landmarks: F32) -> F32:
-    """(5, 2) float32 from (468, 2 or more) of the mesh: right eye, left eye, tip of the nose, right and left corner of the
-    mouth, as the person has them."""
+    """(5, 2) float32 from (468, 2 or more) of the mesh: right eye, left eye, tip of the nose, right and left corner of
+    the mouth, as the person has them."""
     return np.array([landmarks[list(points), :2].mean(axis=0) for points in _FIVE_POINTS], np.float32)
 
 

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.train.config import Phase, Recipe
-from unmask.train.data import Draw, FaceCrops, Sample, augment, background
+from unmask.train.data import Draw, FaceCrops, Sample, augment, background, relight
+from unmask.train.glasses import wear_glasses
 from unmask.train.loop import Indices
 from unmask.train.masks import hidden_region
-from unmask.train.materials import Masked, Template, draw_mask, wear_template
+from unmask.train.materials import Masked, Template, degrade, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device, shown
 from unmask.train.sheets import picture_sheet, tinted
 from unmask.train.turning import random_turn, turn_head
@@ -32,6 +33,14 @@ MOST_TURNED = 65.0
 """Degrees; beyond that the turned pictures are no longer good enough to paint from."""
 _WHOLE_SHARE = 0.95
 """Only crops that lie in their picture by that much are turned: what is beyond the border would be seen as a face."""
+GLASSES_SHARE = 0.15
+"""How many training faces get glasses: an edge that the mask cuts through, which must not run down the cheek."""
+_IN_FRONT_SHARE = 0.5
+"""Of those, how many wear them over the mask."""
+BAD_LIGHT_SHARE = 0.2
+FILMED_SHARE = 0.2
+"""How many training faces are as dim or garish, and how many as blurred, noisy or compressed, as a webcam shows them:
+what is painted must be no better."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 
@@ -118,12 +127,34 @@ def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templ
     """Draw a batch for training; the same arguments give the same batch."""
     made = []
     for draw in drawn:
-        sample, rng = augment(data, draw.face, size, draw.rng), draw.rng
+        rng = draw.rng
+        sample, frame = _as_met(augment(data, draw.face, size, rng), rng)
         if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
             made.append(turned_face(sample, background(data, size, rng), rng, templates))
         else:
-            made.append((sample, *draw_region(sample, rng, templates)))
+            seen, hidden = draw_region(sample, rng, templates)
+            if rng.random() < _IN_FRONT_SHARE:
+                seen = seen + frame[..., None] * (sample.rgb - seen)
+                hidden = hidden * (frame < 0.1)
+            made.append((sample, seen, hidden))
     return _stack(made)
+
+
+def _as_met(sample: Sample, rng: np.random.Generator) -> tuple[Sample, F32]:
+    """A face as people meet cameras: some wear glasses, some sit in bad light, some cameras are poor.
+
+    Returns:
+        The face, and (S, S) float32 0..1, where the frame of its glasses is.
+    """
+    rgb, frame = sample.rgb, np.zeros(sample.rgb.shape[:2], np.float32)
+    if rng.random() < GLASSES_SHARE:
+        worn = wear_glasses(rgb, sample.points, rng)
+        rgb, frame = worn.rgb, worn.frame
+    if rng.random() < BAD_LIGHT_SHARE:
+        rgb = relight(rgb, rng, 2.5)
+    if rng.random() < FILMED_SHARE:
+        rgb = degrade(rgb, rng)
+    return Sample(rgb, sample.inside, sample.points), frame
 
 
 def _stack(drawn: Sequence[tuple[Sample, F32, F32]]) -> Batch:
