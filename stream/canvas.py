@@ -95,6 +95,19 @@ class Canvas:
         for crop_from_frame, out in crops:
             self.crop(frame, crop_from_frame, out)
 
+    def grey(self, frame: Frame, crop_from_frame: F64, size: int) -> U8:
+        """The brightness of a region, in samples of the layout, brought to 8 bits; otherwise like `crop`.
+
+        Returns:
+            (size, size) uint8.
+        """
+        if not self._layout.pixel_format.planar:
+            rgb = np.empty((size, size, 3), np.uint8)
+            self.crop(frame, crop_from_frame, rgb)
+            return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+        samples = _warp(frame.planes[0], crop_from_frame, (size, size), cv2.BORDER_REPLICATE, sharp=False)
+        return np.asarray(samples >> (self._layout.pixel_format.bits - 8), np.uint8)
+
     def paste_all(self, frame: Frame, pictures: Sequence[tuple[F64, U8, U8]]) -> None:
         """Blend several painted crops into the frame, in their order: (`crop_from_frame`, `rgb`, `alpha`) of `paste`
         for each, all of one size."""

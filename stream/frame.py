@@ -134,7 +134,7 @@ class FacePictures(NamedTuple):
     """The canonical-crop pictures of one face, views into the frame's slot. S is `CROP_SIZE`.
 
     Attributes:
-        crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment`.
+        crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment` where a network looks at it.
         mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`.
         painted: (S, S, 3) uint8 RGB, the face without its mask, written by `inpaint`, steadied by `smooth`.
     """
@@ -155,6 +155,8 @@ class Face:
         landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale.
         crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px.
         reset: True where nothing remembered of this track may be used (new track, scene cut, jump).
+        still: True where the crop of the frame before has been moved along with the face, and the face looks in it as it
+            did: what was found and painted there still holds.
         mask_score: how sure the segmenter is that the face wears a mask, 0..1.
         masked: True where the mask is to be taken off.
         pictures: the crop, mask and painted pictures in the frame's slot.
@@ -167,6 +169,7 @@ class Face:
     crop_from_frame: F64
     reset: bool
     pictures: FacePictures
+    still: bool = False
     mask_score: float = 0.0
     masked: bool = False
 

@@ -12,6 +12,7 @@ from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
 from unmask.stream.frame import F32, Face, Frame, Layout
+from unmask.stream.likeness import Likeness
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
@@ -34,10 +35,19 @@ _SURE_SCORE: Final = 0.9
 _BELIEVED: Final = 0.7
 """Below this a close look is followed by a wider search."""
 
+_NETWORKS_EVERY: Final = 8
+"""Frames between two in which networks look at a face that keeps still; those of several faces fall into different
+frames."""
+
+_TURNS_APART: Final = 3
+"""Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
+
 _LOOK_EVERY: Final = 4
 _STEADY_SCORE: Final = 0.95
 _LOOK_EVERY_STEADY: Final = 8
-"""Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt."""
+_LOOK_EVERY_QUIET: Final = 16
+"""Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt, more where
+it has kept still since."""
 
 _MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
@@ -77,7 +87,8 @@ class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
 
     The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
-    strangely. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
+    strangely. A face that keeps still is moved along, and `Face.still` spares it the networks of all stages, until it
+    changes or their turn has come. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
     at the beginning of a scene.
 
     Args:
@@ -106,9 +117,9 @@ class Track(Stage):
         self._spread = spread
 
     def open(self, context: Context) -> None:
-        canvas = canvas_for(context.layout)
-        self._finder = FINDERS[self._tracker](context.layout, canvas)
-        self._is_cut = SceneCuts(canvas)
+        self._canvas = canvas_for(context.layout)
+        self._finder = FINDERS[self._tracker](context.layout, self._canvas)
+        self._is_cut = SceneCuts(self._canvas)
         self._limit = min(self._max_faces, context.max_faces)
         self._tracks: list[FaceTrack] = []
         self._new_ids = itertools.count()
@@ -116,7 +127,7 @@ class Track(Stage):
         self._counted: set[int] = set()
         self._most_at_once = 0
         self._cuts = 0
-        self._put_off = 0
+        self._put_off = self._moved_along = 0
         self._runs_before = self._run_limit = 0
         self._begin_scene()
 
@@ -128,11 +139,12 @@ class Track(Stage):
             self._begin_scene()
         self._runs_before = self._finder.detector_runs
         self._run_limit = min(self._run_limit, self._runs_before) + _RUNS_PER_FRAME
-        for position, track in sorted(enumerate(self._tracks), key=lambda item: -item[1].waits):
-            due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
-            self._follow(track, frame, due)
+        for track in sorted(self._tracks, key=lambda track: -track.waits):
+            if not self._move_along(track, frame):
+                self._follow(track, frame)
         self._forget(frame)
         self._search(frame)
+        self._remember_looks(frame)
         self._give(frame)
         return (frame,)
 
@@ -143,6 +155,7 @@ class Track(Stage):
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
             "looks_put_off": self._put_off,
+            "moved_along": self._moved_along,
             "scene_cuts": self._cuts,
         }
 
@@ -171,9 +184,31 @@ class Track(Stage):
         self._put_off += not may
         return may
 
-    def _follow(self, track: FaceTrack, frame: Frame, look: bool) -> None:
+    def _move_along(self, track: FaceTrack, frame: Frame) -> bool:
+        """Move a face along, if it has kept still and it is not the turn of the networks."""
+        likeness, track.likeness, track.still = track.likeness, None, False
+        if likeness is None or _turn(track, frame) % _NETWORKS_EVERY == 0:
+            return False
+        movement = likeness.follow(frame)
+        track.quiet = track.quiet and movement is not None
+        if movement is None:
+            return False
+        track.carry(movement, frame.pts_seconds)
+        track.likeness = likeness
+        self._moved_along += 1
+        return True
+
+    def _remember_looks(self, frame: Frame) -> None:
+        """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled."""
+        for track in self._tracks:
+            if track.misses or track.waits or track.unsure is not None or not track.trusted:
+                track.likeness = None
+            elif track.likeness is None:
+                track.likeness = Likeness(self._canvas, frame, track.raw_px)
+
+    def _follow(self, track: FaceTrack, frame: Frame) -> None:
         """Find a known face in the next frame."""
-        look = look or track.waits > 0
+        look = track.waits > 0 or _turn(track, frame) % _look_every(track) == 0
         if track.misses > _MAX_MISSES:
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
@@ -336,6 +371,7 @@ class Track(Stage):
                 crop_from_frame=track.crop.matrix(),
                 reset=track.fresh,
                 pictures=frame.face_pictures(position),
+                still=track.still,
             )
             frame.faces.append(face)
             track.fresh = False
@@ -343,6 +379,18 @@ class Track(Stage):
             if track.score >= _NEW_SCORE or self._given[track.track_id] >= _PASSING_FRAMES:
                 self._counted.add(track.track_id)
         self._most_at_once = max(self._most_at_once, len(frame.faces))
+
+
+def _turn(track: FaceTrack, frame: Frame) -> int:
+    """Counts frames, for each track from elsewhere, so that what is done now and then falls into different ones."""
+    return frame.index + _TURNS_APART * track.track_id
+
+
+def _look_every(track: FaceTrack) -> int:
+    """Frames between close looks."""
+    if track.score < _STEADY_SCORE:
+        return _LOOK_EVERY
+    return _LOOK_EVERY_QUIET if track.quiet and track.proven else _LOOK_EVERY_STEADY
 
 
 def _enough(track: FaceTrack) -> float:
