@@ -5,6 +5,7 @@ leaves the pipeline as it came, to the bit. Arrays are views into a slot (see `u
 frame may write to them, and must not keep them after passing the frame on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -111,7 +112,7 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.plane_shapes) * self.dtype.itemsize
+        return sum(math.prod(shape) for shape in self.plane_shapes) * self.dtype.itemsize
 
     def slot_bytes(self, max_faces: int) -> int:
         """Bytes that a slot needs: the planes, their untouched copy if kept, then the three pictures of each face."""
@@ -225,7 +226,7 @@ class Frame:
     def _planes_from(self, start: int) -> Sequence[Plane]:
         planes: list[Plane] = []
         for shape in self.layout.plane_shapes:
-            end = start + int(np.prod(shape)) * self.layout.dtype.itemsize
+            end = start + math.prod(shape) * self.layout.dtype.itemsize
             planes.append(self.buffer[start:end].view(self.layout.dtype).reshape(shape))
             start = end
         return planes

@@ -36,8 +36,8 @@ _BELIEVED: Final = 0.7
 """Below this a close look is followed by a wider search."""
 
 _NETWORKS_EVERY: Final = 8
-"""Frames between two in which networks look at a face that keeps still; those of several faces fall into different
-frames."""
+_SETTLES_FRAMES: Final = 4
+"""Frames after a face was found in which networks look at it in any case: crop and mask are still filtered into place."""
 
 _TURNS_APART: Final = 3
 """Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
@@ -99,6 +99,8 @@ class Track(Stage):
             whole picture first, and close looks wait for their turn, while the mesh goes on following. Small faces are
             found some frames later, and so is what happens to several doubtful ones at once.
         tracker: whose detector finds the faces.
+        networks_every: frames between two in which networks look at a face that keeps still; those of several faces
+            fall into different frames. With 1 they look at every face in every frame.
     """
 
     name: ClassVar[str] = "track"
@@ -110,11 +112,13 @@ class Track(Stage):
         *,
         spread: bool = False,
         tracker: Tracker = DEFAULT_TRACKER,
+        networks_every: int = _NETWORKS_EVERY,
     ) -> None:
         self._max_faces = max_faces
         self._tracker = tracker
         self._detect_every = detect_every
         self._spread = spread
+        self._networks_every = networks_every
 
     def open(self, context: Context) -> None:
         self._canvas = canvas_for(context.layout)
@@ -187,7 +191,7 @@ class Track(Stage):
     def _move_along(self, track: FaceTrack, frame: Frame) -> bool:
         """Move a face along, if it has kept still and it is not the turn of the networks."""
         likeness, track.likeness, track.still = track.likeness, None, False
-        if likeness is None or _turn(track, frame) % _NETWORKS_EVERY == 0:
+        if likeness is None or _turn(track, frame) % self._networks_every == 0:
             return False
         movement = likeness.follow(frame)
         track.quiet = track.quiet and movement is not None
@@ -201,7 +205,9 @@ class Track(Stage):
     def _remember_looks(self, frame: Frame) -> None:
         """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled."""
         for track in self._tracks:
-            if track.misses or track.waits or track.unsure is not None or not track.trusted:
+            settled = track.frames >= _SETTLES_FRAMES and track.trusted
+            track.frames += 1
+            if track.misses or track.waits or track.unsure is not None or not settled:
                 track.likeness = None
             elif track.likeness is None:
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
@@ -388,9 +394,9 @@ def _turn(track: FaceTrack, frame: Frame) -> int:
 
 def _look_every(track: FaceTrack) -> int:
     """Frames between close looks."""
-    if track.score < _STEADY_SCORE:
-        return _LOOK_EVERY
-    return _LOOK_EVERY_QUIET if track.quiet and track.proven else _LOOK_EVERY_STEADY
+    if track.quiet and track.proven:
+        return _LOOK_EVERY_QUIET
+    return _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
 
 
 def _enough(track: FaceTrack) -> float:
