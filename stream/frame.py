@@ -156,11 +156,11 @@ class Face:
         landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale.
         crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px.
         reset: True where nothing remembered of this track may be used (new track, scene cut, jump).
-        still: True where the crop of the frame before has been moved along with the face, and the face looks in it as it
-            did: what was found and painted there still holds.
         mask_score: how sure the segmenter is that the face wears a mask, 0..1.
         masked: True where the mask is to be taken off.
         pictures: the crop, mask and painted pictures in the frame's slot.
+        still: True where the crop of the frame before has been moved along with the face, which looks in it as it did:
+            what was found and painted there still holds.
     """
 
     track_id: int
@@ -170,9 +170,9 @@ class Face:
     crop_from_frame: F64
     reset: bool
     pictures: FacePictures
-    still: bool = False
     mask_score: float = 0.0
     masked: bool = False
+    still: bool = False
 
 
 @dataclass(slots=True)

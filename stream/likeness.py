@@ -20,6 +20,9 @@ _AGREES_PX: Final = 0.7
 _AGREE: Final = 0.7
 """So many of the features, as a share, must move as one similarity says, to within `_AGREES_PX`."""
 
+_BELOW_PX: Final = 20
+"""How far below the face change counts, too: a mask may hang under the chin. The face is 128 px high here."""
+
 _CELLS: Final = 16
 _CHANGE: Final = 5.0
 """Difference in brightness, of 255, averaged over a cell of 12 x 12 px, from which on a face has changed. With faces of
@@ -46,7 +49,7 @@ class Likeness:
         self._view_from_frame = roi_from_landmarks(landmarks_px)
         self._grey = canvas.grey(frame, self._view_from_frame, MESH_SIZE)
         points = transform_points(self._view_from_frame, landmarks_px)
-        self._face = _hull(points)
+        self._face = _hull(np.concatenate([points, points + np.float32([0, _BELOW_PX])]))
         found = cv2.goodFeaturesToTrack(
             self._grey, _MOST_FEATURES, _FEATURE_QUALITY, _FEATURES_APART_PX, mask=_hull(points[ANCHOR_POINTS])
         )

@@ -46,9 +46,9 @@ class FaceHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     landmarks_px: Annotated[bytes, Meta(min_length=_LANDMARKS_BYTES, max_length=_LANDMARKS_BYTES)]
     crop_from_frame: Annotated[bytes, Meta(min_length=_MATRIX_BYTES, max_length=_MATRIX_BYTES)]
     reset: bool
-    still: bool
     mask_score: float
     masked: bool
+    still: bool
 
 
 class FrameHeader(Message, frozen=True):
@@ -246,9 +246,9 @@ def _face_header(face: Face, pictures_start: int, max_faces: int) -> FaceHeader:
         landmarks_px=_array_bytes(face.landmarks_px, "<f4", _LANDMARKS_SHAPE),
         crop_from_frame=_array_bytes(face.crop_from_frame, "<f8", _MATRIX_SHAPE),
         reset=bool(face.reset),
-        still=bool(face.still),
         mask_score=float(face.mask_score),
         masked=bool(face.masked),
+        still=bool(face.still),
     )
 
 
@@ -261,9 +261,9 @@ def _face(header: FaceHeader, frame: Frame) -> Face:
         crop_from_frame=np.frombuffer(header.crop_from_frame, "<f8").reshape(_MATRIX_SHAPE).copy(),
         reset=header.reset,
         pictures=frame.face_pictures(header.place),
-        still=header.still,
         mask_score=header.mask_score,
         masked=header.masked,
+        still=header.still,
     )
 
 

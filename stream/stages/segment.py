@@ -203,9 +203,7 @@ class Segment(Stage):
             face.pictures.mask[:] = self._shape.alpha(solid, probability, points)
         else:
             face.pictures.mask[:] = 0
-        self._memory[face.track_id] = _Memory(
-            probability, face.pictures.mask.copy(), face.mask_score, face.masked
-        )
+        self._memory[face.track_id] = _Memory(probability, face.pictures.mask.copy(), face.mask_score, face.masked)
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.

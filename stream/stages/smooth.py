@@ -71,7 +71,7 @@ def _around(mask: U8) -> tuple[slice, slice] | None:
 
 
 def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32, float]:
-    """What was painted in `part` of the crop, moved as an affine map of the points says, and what that map leaves, px."""
+    """What was painted in `part` of the crop, moved by an affine map of the points, and what that map leaves, px."""
     matrix, bend = fit_affine(memory.points, points)
     if largest_move(matrix) <= _STILL_PX:
         return memory.painted[part], bend

@@ -37,7 +37,7 @@ _BELIEVED: Final = 0.7
 
 _NETWORKS_EVERY: Final = 8
 _SETTLES_FRAMES: Final = 4
-"""Frames after a face was found in which networks look at it in any case: crop and mask are still filtered into place."""
+"""Frames after a face was found in which networks look at it in any case: crop and mask settle."""
 
 _TURNS_APART: Final = 3
 """Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
@@ -88,8 +88,8 @@ class Track(Stage):
 
     The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
     strangely. A face that keeps still is moved along, and `Face.still` spares it the networks of all stages, until it
-    changes or their turn has come. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
-    at the beginning of a scene.
+    changes or their turn has come. New faces are searched for at intervals, in the whole picture and in tiles of it in
+    turn, and everywhere at the beginning of a scene.
 
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
