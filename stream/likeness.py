@@ -49,7 +49,7 @@ class Likeness:
         self._view_from_frame = roi_from_landmarks(landmarks_px)
         self._grey = canvas.grey(frame, self._view_from_frame, MESH_SIZE)
         points = transform_points(self._view_from_frame, landmarks_px)
-        self._face = _hull(np.concatenate([points, points + np.float32([0, _BELOW_PX])]))
+        self._face = _hull(np.concatenate([points, points + np.array([0, _BELOW_PX], np.float32)]))
         found = cv2.goodFeaturesToTrack(
             self._grey, _MOST_FEATURES, _FEATURE_QUALITY, _FEATURES_APART_PX, mask=_hull(points[ANCHOR_POINTS])
         )

@@ -35,17 +35,17 @@ _SURE_SCORE: Final = 0.9
 _BELIEVED: Final = 0.7
 """Below this a close look is followed by a wider search."""
 
-_NETWORKS_EVERY: Final = 8
-_SETTLES_FRAMES: Final = 4
+_NETWORKS_EVERY: Final = 12
+_SETTLES_FRAMES: Final = 2
 """Frames after a face was found in which networks look at it in any case: crop and mask settle."""
 
-_TURNS_APART: Final = 3
+_TURNS_APART: Final = 5
 """Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
 
 _LOOK_EVERY: Final = 4
 _STEADY_SCORE: Final = 0.95
 _LOOK_EVERY_STEADY: Final = 8
-_LOOK_EVERY_QUIET: Final = 16
+_LOOK_EVERY_QUIET: Final = 24
 """Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt, more where
 it has kept still since."""
 
@@ -214,7 +214,7 @@ class Track(Stage):
 
     def _follow(self, track: FaceTrack, frame: Frame) -> None:
         """Find a known face in the next frame."""
-        look = track.waits > 0 or _turn(track, frame) % _look_every(track) == 0
+        look = track.waits > 0 or self._look_is_due(track, frame)
         if track.misses > _MAX_MISSES:
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
@@ -229,6 +229,14 @@ class Track(Stage):
             track.coast()
         else:
             track.advance(landmarks_px, frame.pts_seconds)
+
+    def _look_is_due(self, track: FaceTrack, frame: Frame) -> bool:
+        """Whether it is time for a close look at a face that gives no reason for one."""
+        turn = _turn(track, frame)
+        if track.quiet and track.proven:
+            return turn % _LOOK_EVERY_QUIET == 0
+        every = _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
+        return turn % every == 0 or turn % self._networks_every == 0
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
         """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
@@ -305,7 +313,13 @@ class Track(Stage):
         proposals = [d for view in views for d in self._finder.search(frame, view)]
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
         free = [d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
-        fits = [(self._finder.fit(frame, proposal), proposal.box_px) for proposal in free[:most_fits]]
+        fits: list[tuple[Sighting, Box]] = []
+        for proposal in free[:most_fits]:
+            if not self._is_free(proposal.box_px):
+                continue  # a better proposal has turned out to be this face, beyond doubt
+            sighting = self._finder.fit(frame, proposal)
+            if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
+                fits.append((sighting, proposal.box_px))
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
             if not self._meet(sighting, frame, trusted=opening):
@@ -313,7 +327,7 @@ class Track(Stage):
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
-        return len(free) > len(fits)
+        return most_fits is not None and len(free) > most_fits
 
     def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
@@ -390,13 +404,6 @@ class Track(Stage):
 def _turn(track: FaceTrack, frame: Frame) -> int:
     """Counts frames, for each track from elsewhere, so that what is done now and then falls into different ones."""
     return frame.index + _TURNS_APART * track.track_id
-
-
-def _look_every(track: FaceTrack) -> int:
-    """Frames between close looks."""
-    if track.quiet and track.proven:
-        return _LOOK_EVERY_QUIET
-    return _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
 
 
 def _enough(track: FaceTrack) -> float:
