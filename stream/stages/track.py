@@ -37,7 +37,7 @@ _BELIEVED: Final = 0.7
 
 _NETWORKS_EVERY: Final = 12
 _SETTLES_FRAMES: Final = 2
-"""Frames after a face was found in which networks look at it in any case: crop and mask settle."""
+"""Frames after a face was found, or has changed, in which networks go on looking at it: crop and mask settle."""
 
 _TURNS_APART: Final = 5
 """Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
@@ -191,11 +191,11 @@ class Track(Stage):
     def _move_along(self, track: FaceTrack, frame: Frame) -> bool:
         """Move a face along, if it has kept still and it is not the turn of the networks."""
         likeness, track.likeness, track.still = track.likeness, None, False
-        if likeness is None or _turn(track, frame) % self._networks_every == 0:
-            return False
-        movement = likeness.follow(frame)
-        track.quiet = track.quiet and movement is not None
-        if movement is None:
+        movement = likeness.follow(frame) if likeness is not None else None
+        track.calm = 0 if movement is None else track.calm + 1
+        track.quiet = track.quiet and track.calm > 0
+        due = _turn(track, frame) % self._networks_every == 0 or self._look_is_due(track, frame)
+        if movement is None or due or track.calm <= _SETTLES_FRAMES:
             return False
         track.carry(movement, frame.pts_seconds)
         track.likeness = likeness
@@ -205,9 +205,7 @@ class Track(Stage):
     def _remember_looks(self, frame: Frame) -> None:
         """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled."""
         for track in self._tracks:
-            settled = track.frames >= _SETTLES_FRAMES and track.trusted
-            track.frames += 1
-            if track.misses or track.waits or track.unsure is not None or not settled:
+            if track.doubtful or track.waits or track.unsure is not None:
                 track.likeness = None
             elif track.likeness is None:
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
@@ -236,7 +234,7 @@ class Track(Stage):
         if track.quiet and track.proven:
             return turn % _LOOK_EVERY_QUIET == 0
         every = _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
-        return turn % every == 0 or turn % self._networks_every == 0
+        return turn % every == 0
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
         """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
