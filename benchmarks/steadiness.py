@@ -65,11 +65,11 @@ def moments(video: Path, count: int) -> Iterator[Moment]:
             yield Moment(truth, np.rint(worn.rgb * 255).astype(np.uint8), worn.coverage > 0.5)
 
 
-def unmask(pictures: list[U8], inpaint: Inpaint, smooth: Smooth) -> list[U8]:
+def unmask(pictures: list[U8], track: Track, smooth: Smooth) -> list[U8]:
     """Send pictures through the stages as one stream."""
     height, width = pictures[0].shape[:2]
     layout = Layout(width, height, "rgb24", full_range=True)
-    stages: tuple[Stage, ...] = (Track(max_faces=1), Segment(), inpaint, smooth)
+    stages: tuple[Stage, ...] = (track, Segment(), Inpaint(), smooth)
     context = Context(layout, 1)
     for stage in stages:
         stage.open(context)
@@ -124,8 +124,8 @@ def measure(video: Path, count: int, instruments: Instruments | None) -> dict[st
     flow = flows(truth)
     cases = {
         "truth": truth,
-        "frame by frame": unmask([m.masked for m in seen], Inpaint(every=1), Smooth(keep=0.0)),
-        "steadied": unmask([m.masked for m in seen], Inpaint(), Smooth()),
+        "frame by frame": unmask([m.masked for m in seen], Track(max_faces=1, networks_every=1), Smooth(keep=0.0)),
+        "steadied": unmask([m.masked for m in seen], Track(max_faces=1), Smooth()),
     }
     figures: dict[str, float] = {"frames": len(seen)}
     for name, pictures in cases.items():

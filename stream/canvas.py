@@ -4,6 +4,7 @@ Coordinates are px whose integer values lie on sample centres, as in OpenCV. A c
 the block of luma samples that it covers.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -95,6 +96,19 @@ class Canvas:
         for crop_from_frame, out in crops:
             self.crop(frame, crop_from_frame, out)
 
+    def grey(self, frame: Frame, crop_from_frame: F64, size: int) -> U8:
+        """The brightness of a region, in samples of the layout, brought to 8 bits; otherwise like `crop`.
+
+        Returns:
+            (size, size) uint8.
+        """
+        if not self._layout.pixel_format.planar:
+            rgb = np.empty((size, size, 3), np.uint8)
+            self.crop(frame, crop_from_frame, rgb)
+            return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+        samples = _warp(frame.planes[0], crop_from_frame, (size, size), cv2.BORDER_REPLICATE, sharp=False)
+        return np.asarray(samples >> (self._layout.pixel_format.bits - 8), np.uint8)
+
     def paste_all(self, frame: Frame, pictures: Sequence[tuple[F64, U8, U8]]) -> None:
         """Blend several painted crops into the frame, in their order: (`crop_from_frame`, `rgb`, `alpha`) of `paste`
         for each, all of one size."""
@@ -129,6 +143,9 @@ class Canvas:
         roi = self._covered(frame_from_crop, alpha)
         if roi is None:
             return
+        rows, columns = _part(alpha, frame_from_crop)
+        rgb, alpha = rgb[rows, columns], alpha[rows, columns]
+        frame_from_crop = compose(frame_from_crop, frame_from_plane((1, 1), (columns.start, rows.start)))
         weight = _warp_alpha(alpha, frame_from_crop, roi)
         for plane, painted, (block, sharp) in zip(frame.planes, self._from_rgb(rgb), self._specs, strict=True):
             new = _warp_to_roi(painted, frame_from_crop, roi, block, cv2.BORDER_REPLICATE, sharp)
@@ -213,11 +230,15 @@ def _transform(samples: Samples, matrix: F64, dtype: np.dtype[Any]) -> Samples:
 
 def compose(outer: F64, inner: F64) -> F64:
     """The (2, 3) affine map that applies `inner`, then `outer`."""
-    return np.column_stack([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2] + outer[:, 2]])
+    composed: F64 = outer[:, :2] @ inner
+    composed[:, 2] += outer[:, 2]
+    return composed
 
 
 def inverse_affine(affine: F64) -> F64:
     """The inverse of an affine map, (2, 3) of the plane or (3, 4) of colours."""
+    if affine.shape == (2, 3):
+        return np.asarray(cv2.invertAffineTransform(affine), np.float64)
     linear = np.linalg.inv(affine[:, :-1])
     return np.column_stack([linear, -linear @ affine[:, -1]])
 
@@ -230,10 +251,16 @@ def frame_from_plane(block: tuple[int, int], start: tuple[int, int] = (0, 0)) ->
 
 def rescaling_of(target_from_source: F64, sharp: bool) -> F64:
     """By how much to resize the source, in x and in y, before it is sampled: 1/n where it shrinks, n where it grows."""
-    magnified = np.maximum(np.linalg.norm(target_from_source[:, :2], axis=0), 1e-6)
-    reduction = np.floor(1 / magnified + 2 - _MAX_MINIFICATION).clip(1)
-    enlargement = np.ceil(_SHARP_MARGIN * magnified).clip(1, _MAX_ENLARGEMENT) if sharp else np.ones(2)
-    return np.where(reduction > 1, 1 / reduction, enlargement)
+    (xx, xy, _), (yx, yy, _) = target_from_source.tolist()  # plain numbers: NumPy takes longer than all else for two
+    return np.array([_rescaling(math.hypot(xx, yx), sharp), _rescaling(math.hypot(xy, yy), sharp)])
+
+
+def _rescaling(magnified: float, sharp: bool) -> float:
+    """The same for one axis."""
+    reduction = math.floor(1 / max(magnified, 1e-6) + 2 - _MAX_MINIFICATION)
+    if reduction > 1:
+        return 1 / reduction
+    return min(max(math.ceil(_SHARP_MARGIN * magnified), 1), _MAX_ENLARGEMENT) if sharp else 1
 
 
 def _warp(source: Samples, target_from_source: F64, size: tuple[int, int], border: int, sharp: bool) -> Samples:
@@ -288,6 +315,14 @@ def _warp_alpha(alpha: U8, frame_from_crop: F64, roi: _Roi) -> U8:
     """Sample an alpha or mask picture at the px of `roi`; it is 0 beyond its edge."""
     warped = _warp_to_roi(alpha, frame_from_crop, roi, (1, 1), cv2.BORDER_CONSTANT, sharp=False)
     return np.asarray(warped, np.uint8)
+
+
+def _part(alpha: U8, frame_from_crop: F64) -> tuple[slice, slice]:
+    """Rows and columns of a crop that are not 0 in `alpha`, and as much around them as resampling may reach."""
+    x, y, width, height = cv2.boundingRect(alpha)
+    reach = 1 + math.ceil(3 * float((1 / rescaling_of(frame_from_crop, sharp=False)).max()))
+    rows = slice(max(0, y - reach), min(alpha.shape[0], y + height + reach))
+    return rows, slice(max(0, x - reach), min(alpha.shape[1], x + width + reach))
 
 
 def _block_mean(weight: U8, block: tuple[int, int]) -> U8:

@@ -77,6 +77,17 @@ class TorchCanvas:
                 new = _warped(channels[None], frame_from_crop, roi, block, "border", sharp=sharp)
                 _blend(plane, new[0].round().clamp(0, self._peak), _block_mean(weight, block)[0, 0].round(), roi, block)
 
+    def grey(self, planes: Sequence[Tensor], crop_from_frame: F64, size: int) -> Tensor:
+        """The brightness of a region, (size, size) uint8, of a planar layout with 8 bits; otherwise like `crop`.
+
+        Args:
+            planes: of the frame, read only.
+            crop_from_frame: (2, 3) float64, affine map from frame px to px of the result.
+            size: its side.
+        """
+        sampled = self._sampled(planes[0], [crop_from_frame], (size, size), sharp=False)
+        return sampled[0, 0].round().clamp(0, 255).to(torch.uint8)
+
     def downscaled_rgb(self, planes: Sequence[Tensor], max_side: int) -> tuple[Tensor, float]:
         """The whole frame as a small picture, (h, w, 3) uint8 RGB, never enlarged, and its scale, <= 1.
 
@@ -156,6 +167,9 @@ class TensorCanvas(Canvas):
         self._tensors.crop(planes_of(frame), np.stack([matrix for matrix, _ in crops]), cut)
         for (_, out), picture in zip(crops, cut.cpu().numpy(), strict=True):
             out[...] = picture
+
+    def grey(self, frame: Frame, crop_from_frame: F64, size: int) -> U8:
+        return self._tensors.grey(planes_of(frame), crop_from_frame, size).cpu().numpy()
 
     def paste(self, frame: Frame, crop_from_frame: F64, rgb: U8, alpha: U8) -> None:
         self.paste_all(frame, [(crop_from_frame, rgb, alpha)])

@@ -5,9 +5,10 @@ from typing import Final
 
 import numpy as np
 
-from unmask.models.geometry import CropPose, crop_pose
+from unmask.models.geometry import CropPose, crop_pose, transform_points
 from unmask.stream.face_finder import Sighting, box_size, points_box
 from unmask.stream.frame import F32, F64
+from unmask.stream.likeness import Likeness
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
 
 _MAX_JUMP: Final = 0.35
@@ -51,6 +52,10 @@ class FaceTrack:
         proofs: close looks that found it.
         size_px: usual size of the face. In profile the mesh is prone to shrink.
         fresh: True until the face has been given once since it was found, or found again elsewhere.
+        likeness: how it looked when networks last looked at it; None where it has not kept still since.
+        still: True where it has only been moved along since the frame before.
+        quiet: True where it has kept still since the last close look.
+        calm: frames in a row in which it has kept still.
         landmarks_px: (468, 3) float32, filtered.
         crop: filtered.
         appearance: (N,) float32, usual colours of the head (`unmask.stream.face_finder.Finder.appearance`).
@@ -71,6 +76,8 @@ class FaceTrack:
         """Begin anew where the face was found again; nothing remembered is used."""
         self.raw_px, self.score = sighting.landmarks_px, sighting.score
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
+        self.likeness: Likeness | None = None
+        self.still, self.quiet, self.calm = False, True, 0
         self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)
@@ -78,7 +85,7 @@ class FaceTrack:
 
     def confirm(self, score: float) -> None:
         """Note that a close look has found the face."""
-        self.score, self.misses = score, 0
+        self.score, self.misses, self.quiet = score, 0, True
         self.proofs += 1
         self.trusted = self.trusted or self.proofs >= _PROOFS
         self._certain += score >= _CERTAIN_SCORE
@@ -105,6 +112,21 @@ class FaceTrack:
         self.crop = self.crop._replace(x=self.crop.x + x, y=self.crop.y + y)
         self._pose = self._pose._replace(x=self._pose.x + x, y=self._pose.y + y)
         self._step = 0.8 * self._step
+
+    def carry(self, movement: F64, seconds: float) -> None:
+        """Go on with the face where it only moves: points and crop go with it.
+
+        Args:
+            movement: (2, 3) float64, a similarity from px of the frame before to px of this one.
+            seconds: presentation time.
+        """
+        self.raw_px, self.landmarks_px = _carried(self.raw_px, movement), _carried(self.landmarks_px, movement)
+        before = self.crop
+        self.crop, self._pose = _carried_pose(self.crop, movement), _carried_pose(self._pose, movement)
+        self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
+        self._filtered_crop.carry(_vector(self._pose), _vector(self.crop), seconds)
+        self._filtered_points.carry(self.raw_px.astype(np.float64), self.landmarks_px.astype(np.float64), seconds)
+        self.still, self.seen_seconds = True, seconds
 
     def _ahead(self, landmarks_px: F32) -> F32:
         ahead = landmarks_px.copy()
@@ -154,3 +176,19 @@ def _vector(pose: CropPose) -> F64:
 def _crop(vector: F64) -> CropPose:
     log_scale, roll, x, y = (float(v) for v in vector)
     return CropPose(math.exp(log_scale), roll, x, y)
+
+
+def _carried(landmarks_px: F32, movement: F64) -> F32:
+    """Points through a similarity (2, 3)."""
+    moved = transform_points(movement, landmarks_px)
+    return np.column_stack([moved, np.float32(_magnification(movement)) * landmarks_px[:, 2]])
+
+
+def _carried_pose(pose: CropPose, movement: F64) -> CropPose:
+    """A crop through a similarity (2, 3)."""
+    x, y = (float(v) for v in movement @ (pose.x, pose.y, 1.0))
+    return CropPose(pose.scale * _magnification(movement), pose.roll + math.atan2(movement[1, 0], movement[0, 0]), x, y)
+
+
+def _magnification(movement: F64) -> float:
+    return math.hypot(movement[0, 0], movement[1, 0])

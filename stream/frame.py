@@ -5,6 +5,7 @@ leaves the pipeline as it came, to the bit. Arrays are views into a slot (see `u
 frame may write to them, and must not keep them after passing the frame on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -111,7 +112,7 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.plane_shapes) * self.dtype.itemsize
+        return sum(math.prod(shape) for shape in self.plane_shapes) * self.dtype.itemsize
 
     def slot_bytes(self, max_faces: int) -> int:
         """Bytes that a slot needs: the planes, their untouched copy if kept, then the three pictures of each face."""
@@ -134,7 +135,7 @@ class FacePictures(NamedTuple):
     """The canonical-crop pictures of one face, views into the frame's slot. S is `CROP_SIZE`.
 
     Attributes:
-        crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment`.
+        crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment` where a network looks at it.
         mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`.
         painted: (S, S, 3) uint8 RGB, the face without its mask, written by `inpaint`, steadied by `smooth`.
     """
@@ -158,6 +159,8 @@ class Face:
         mask_score: how sure the segmenter is that the face wears a mask, 0..1.
         masked: True where the mask is to be taken off.
         pictures: the crop, mask and painted pictures in the frame's slot.
+        still: True where the crop of the frame before has been moved along with the face, which looks in it as it did:
+            what was found and painted there still holds.
     """
 
     track_id: int
@@ -169,6 +172,7 @@ class Face:
     pictures: FacePictures
     mask_score: float = 0.0
     masked: bool = False
+    still: bool = False
 
 
 @dataclass(slots=True)
@@ -222,7 +226,7 @@ class Frame:
     def _planes_from(self, start: int) -> Sequence[Plane]:
         planes: list[Plane] = []
         for shape in self.layout.plane_shapes:
-            end = start + int(np.prod(shape)) * self.layout.dtype.itemsize
+            end = start + math.prod(shape) * self.layout.dtype.itemsize
             planes.append(self.buffer[start:end].view(self.layout.dtype).reshape(shape))
             start = end
         return planes

@@ -54,13 +54,30 @@ class OneEuro:
         dt = seconds - self._seconds
         if dt <= 0:
             return self._value
-        settings = self._settings
-        speed = (value - self._raw) / dt
-        self._speed = self._speed + _smoothing(settings.speed_cutoff_hz, dt) * (speed - self._speed)
-        cutoff = settings.min_cutoff_hz + settings.beta * np.abs(self._speed) / unit
+        self._take(value, seconds)
+        cutoff = self._settings.min_cutoff_hz + self._settings.beta * np.abs(self._speed) / unit
         self._value = self._value + _smoothing(cutoff, dt) * (value - self._value)
-        self._raw, self._seconds = value, seconds
         return self._value
+
+    def carry(self, value: F64, filtered: F64, seconds: float) -> None:
+        """Go on where the movement since the value before is known, so that there is nothing to filter.
+
+        Args:
+            value: the value before, moved.
+            filtered: what was given for it, moved.
+            seconds: the time of both.
+        """
+        self._take(value, seconds)
+        self._value = filtered
+
+    def _take(self, value: F64, seconds: float) -> None:
+        """Note a value and its speed."""
+        dt = seconds - self._seconds
+        if dt > 0:
+            speed = (value - self._raw) / dt
+            self._speed = self._speed + _smoothing(self._settings.speed_cutoff_hz, dt) * (speed - self._speed)
+            self._seconds = seconds
+        self._raw = value
 
 
 def _smoothing(cutoff_hz: F64 | float, dt: float) -> F64:

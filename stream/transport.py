@@ -48,6 +48,7 @@ class FaceHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     reset: bool
     mask_score: float
     masked: bool
+    still: bool
 
 
 class FrameHeader(Message, frozen=True):
@@ -247,6 +248,7 @@ def _face_header(face: Face, pictures_start: int, max_faces: int) -> FaceHeader:
         reset=bool(face.reset),
         mask_score=float(face.mask_score),
         masked=bool(face.masked),
+        still=bool(face.still),
     )
 
 
@@ -261,6 +263,7 @@ def _face(header: FaceHeader, frame: Frame) -> Face:
         pictures=frame.face_pictures(header.place),
         mask_score=header.mask_score,
         masked=header.masked,
+        still=header.still,
     )
 
 

@@ -302,6 +302,17 @@ def test_both_canvases_agree_on_a_photograph(name: str, side: float, degrees: fl
         assert share < CANVAS_SHARE
 
 
+@pytest.mark.parametrize(("side", "degrees"), [(90, 0), (300, -20), (1100, 3)])
+def test_both_canvases_agree_on_brightness(side: float, degrees: float, portrait: Portrait) -> None:
+    frame = photograph(portrait, "yuv420p")
+    moved, matrix = in_tensors(frame), face_crop((270.3, 220.7), side, degrees)
+    mean, share = apart(
+        Canvas(frame.layout).grey(frame, matrix, 192), canvas_for(moved.layout).grey(moved, matrix, 192)
+    )
+    assert mean < CANVAS_MEAN
+    assert share < CANVAS_SHARE
+
+
 def test_faces_go_through_the_tensors_together_as_they_do_alone(portrait: Portrait) -> None:
     frame = photograph(portrait, "yuv420p")
     planes = [torch.from_numpy(plane) for plane in frame.planes]

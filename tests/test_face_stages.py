@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import pytest
 from faces import Portrait
@@ -211,77 +210,59 @@ def test_mask_region_takes_in_what_hangs_together_with_something_sure() -> None:
     np.testing.assert_array_equal(region, mask_region(probability.astype(np.float32)))
 
 
-# --- a painting is moved along while the face keeps still -------------------------------------------------------------
+# --- what was found and painted stays while the face keeps still ------------------------------------------------------
 
 
-@pytest.fixture
-def counted(portrait: Portrait) -> tuple[Segment, Inpaint, list[int]]:
-    """The stages up to the inpainter, and how many faces each of its calls painted."""
-    segment, inpaint = Segment("cpu"), Inpaint("cpu")
-    for stage in (segment, inpaint):
-        stage.open(Context(portrait.frame(masked=True).layout))
-    calls: list[int] = []
-    engine = inpaint._engine
+def counting_stages(portrait: Portrait) -> tuple[tuple[Stage, ...], dict[NetworkName, Counted]]:
+    """All stages behind the tracker, and their engines."""
+    engines: dict[NetworkName, Counted] = {}
 
-    class Counting(Engine):
-        description = engine.description
+    def load_counted(network: NetworkName, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+        engines[network] = Counted(network, choice, notice)
+        return engines[network]
 
-        def __call__(self, *inputs: U8) -> U8:
-            calls.append(len(inputs[0]))
-            return engine(*inputs)
-
-    inpaint._engine = Counting()
-    return segment, inpaint, calls
+    stages: tuple[Stage, ...] = (Segment("cpu"), Inpaint("cpu"), Smooth())
+    for stage in stages:
+        stage.open(Context(portrait.frame(masked=True).layout, load=load_counted))
+    return stages, engines
 
 
-def painted(portrait: Portrait, stages: tuple[Stage, ...], index: int, shift: int = 0, light: float = 1.0) -> U8:
-    """What the stages paint in the crop of a frame in which the face has moved to the right by some px."""
-    frame = portrait.frame(masked=True, index=index)
-    rgb = np.roll(portrait.masked, shift, axis=1).astype(np.float32) * light
-    frame.planes[0][:] = np.clip(rgb, 0, 255).astype(np.uint8)
-    frame.faces[0].landmarks_px[:, 0] += shift
-    return run(stages, frame).faces[0].pictures.painted.copy()
+def test_networks_pass_over_a_face_that_keeps_still(portrait: Portrait) -> None:
+    stages, engines = counting_stages(portrait)
+    first = run(stages, portrait.frame(masked=True))
+    for index in (1, 2):
+        frame = portrait.frame(masked=True, index=index)
+        frame.faces[0].still = True
+        frame = run(stages, frame)
+        for before, now in zip(first.faces[0].pictures[1:], frame.faces[0].pictures[1:], strict=True):
+            # A mean of a picture with itself is rounded.
+            np.testing.assert_allclose(now.astype(int), before, atol=1)
+        assert (frame.faces[0].masked, frame.faces[0].mask_score) == (True, first.faces[0].mask_score)
+    assert {name: engine.crops for name, engine in engines.items()} == {"segmenter": 1, "inpainter": 1}
+    assert stages[0].summary()["masks_removed"] == 3
+    assert (stages[1].summary()["painted"], stages[1].summary()["kept"]) == (1, 2)
+    run(stages, portrait.frame(masked=True, index=3))
+    assert engines["segmenter"].crops == engines["inpainter"].crops == 2
 
 
-def test_a_still_face_is_painted_every_fourth_frame(
-    portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]
-) -> None:
-    segment, inpaint, calls = counted
-    pictures = [painted(portrait, (segment, inpaint), index) for index in range(8)]
-    assert calls == [1, 1]
-    assert inpaint.summary()["painted"] == 2
-    assert inpaint.summary()["moved_along"] == 6
-    inside = portrait.crop_coverage()
-    difference = [np.abs(picture.astype(int) - pictures[0])[inside].mean() for picture in pictures[1:4]]
-    assert max(difference) < 1
+def test_a_bare_face_that_keeps_still_is_left_alone(portrait: Portrait) -> None:
+    stages, engines = counting_stages(portrait)
+    run(stages, portrait.frame(masked=False))
+    crops = engines["segmenter"].crops
+    frame = portrait.frame(masked=False, index=1)
+    frame.faces[0].still = True
+    np.testing.assert_array_equal(run(stages, frame).planes[0], portrait.bare)
+    assert engines["segmenter"].crops == crops
 
 
-def test_a_painting_moves_as_far_as_the_face(portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]) -> None:
-    segment, inpaint, calls = counted
-    first = painted(portrait, (segment, inpaint), 0)
-    moved = painted(portrait, (segment, inpaint), 1, shift=3)
-    assert calls == [1]
-    step = portrait.frame(masked=True).faces[0].crop_from_frame[:, 0] * 3
-    expected = cv2.warpAffine(
-        first, np.array([[1, 0, step[0]], [0, 1, step[1]]]), first.shape[:2], flags=cv2.INTER_CUBIC
-    )
-    inside = portrait.crop_coverage()
-    assert np.abs(moved.astype(int) - expected)[inside].mean() < 1.5
-    assert (
-        np.abs(moved.astype(int) - expected)[inside].mean() < 0.5 * np.abs(first.astype(int) - expected)[inside].mean()
-    )
-
-
-def test_another_light_a_larger_mask_and_another_person_are_painted_anew(
-    portrait: Portrait, counted: tuple[Segment, Inpaint, list[int]]
-) -> None:
-    segment, inpaint, calls = counted
-    painted(portrait, (segment, inpaint), 0)
-    painted(portrait, (segment, inpaint), 1, light=0.9)
-    assert len(calls) == 2
-    (frame,) = segment.process(portrait.frame(masked=True, index=2))
-    frame.faces[0].pictures.mask[100:140] = 255
-    list(inpaint.process(frame))
-    assert len(calls) == 3
-    run((segment, inpaint), portrait.frame(masked=True, index=3, reset=True))
-    assert len(calls) == 4
+def test_nothing_is_remembered_of_a_face_that_was_not_there(portrait: Portrait) -> None:
+    """The tracker gives the largest faces only: one may have kept still unseen."""
+    stages, engines = counting_stages(portrait)
+    run(stages, portrait.frame(masked=True))
+    nobody = portrait.frame(masked=True, index=1)
+    nobody.faces.clear()
+    run(stages, nobody)
+    frame = portrait.frame(masked=True, index=2)
+    frame.faces[0].still = True
+    assert run(stages, frame).faces[0].masked
+    assert engines["segmenter"].crops == engines["inpainter"].crops == 2

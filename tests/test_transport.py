@@ -53,7 +53,9 @@ def make_frame(pool: SlotPool, places: list[int], seed: int = 0, **changes: Any)
         matrix = noise.normal(size=(2, 3))
         box = tuple(noise.normal(size=4))
         pictures = frame.face_pictures(place)
-        frame.faces.append(Face(10 + place, box, noise.random(), landmarks, matrix, place == 1, pictures, 0.25, True))
+        frame.faces.append(
+            Face(10 + place, box, noise.random(), landmarks, matrix, place == 1, pictures, 0.25, True, place == 0)
+        )
     return frame
 
 

@@ -115,7 +115,7 @@ def quick_cases() -> tuple[Case, ...]:
         Case(name="one face, PyTorch loop", kind="eager", frames=60),
         Case(name="one face, ONNX Runtime loop", kind="onnx", frames=60),
         Case(name="one face, live at 25 fps", kind="live"),
-        Case(name="four faces", faces=4, frames=100),
+        Case(name="four faces", faces=4),
         Case(name="one face, a process per stage", processes=True),
         Case(name="one face", lines=1080, frames=100),
     )

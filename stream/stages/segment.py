@@ -1,6 +1,6 @@
 """Segment: cuts the canonical crop of each face, finds the mask in it, and decides whether the face wears one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -58,7 +58,14 @@ _STEADY: Final = 0.5
 
 @dataclass(slots=True)
 class _Memory:
+    """What was found in the crop of a face in the frame before: `mask`, `mask_score` and `masked` as in `Face`.
+
+    `probability` is (S, S) float32 0..255, that each pixel is mask.
+    """
+
     probability: F32
+    mask: U8
+    mask_score: float
     masked: bool
 
 
@@ -116,7 +123,7 @@ class MaskShape:
 
 
 class Segment(Stage):
-    """Writes `crop`, `mask`, `mask_score` and `masked` of each face.
+    """Writes `crop`, `mask`, `mask_score` and `masked` of each face. On one that keeps still, what was found stays.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -150,14 +157,26 @@ class Segment(Stage):
         if frame.discontinuity:
             self._memory.clear()
             self._closer.clear()
-        if frame.faces:
-            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in frame.faces])
-            for face, probability in zip(frame.faces, self._look(frame), strict=True):
+        changed = [face for face in frame.faces if not self._recall(face)]
+        if changed:
+            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in changed])
+            for face, probability in zip(changed, self._look(frame.index, changed), strict=True):
                 self._segment(face, probability)
+        masked = [face.track_id for face in frame.faces if face.masked]
+        self._faces_unmasked += len(masked)
+        self._tracks_unmasked.update(masked)
         present = {face.track_id for face in frame.faces}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
         self._closer = {track: look for track, look in self._closer.items() if track in present}
         return (frame,)
+
+    def _recall(self, face: Face) -> bool:
+        """Write what is remembered of a face that has kept still. False where it is to be looked at."""
+        memory = self._memory.get(face.track_id)
+        if not face.still or memory is None:
+            return False
+        face.pictures.mask[:], face.mask_score, face.masked = memory.mask, memory.mask_score, memory.masked
+        return True
 
     def _segment(self, face: Face, probability: F32) -> None:
         memory = None if face.reset else self._memory.get(face.track_id)
@@ -184,22 +203,19 @@ class Segment(Stage):
             face.pictures.mask[:] = self._shape.alpha(solid, probability, points)
         else:
             face.pictures.mask[:] = 0
-        self._memory[face.track_id] = _Memory(probability, face.masked)
-        if face.masked:
-            self._faces_unmasked += 1
-            self._tracks_unmasked.add(face.track_id)
+        self._memory[face.track_id] = _Memory(probability, face.pictures.mask.copy(), face.mask_score, face.masked)
 
-    def _look(self, frame: Frame) -> list[F32]:
+    def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.
 
         Where hands cover most of a mask the network misses the rest, and finds it in a closer view; bare faces stay
         bare in both. So a crop with no mask in it, or part of one, is looked at twice.
         """
-        crops = np.stack([face.pictures.crop for face in frame.faces])
+        crops = np.stack([face.pictures.crop for face in faces])
         found = [np.asarray(probability, np.float32) for probability in self._engine(crops)]
         doubtful = [i for i, one in enumerate(found) if not self._shows_a_whole_mask(one)]
         if self._spread:
-            doubtful = self._whose_turn(frame, doubtful)
+            doubtful = self._whose_turn(index, faces, doubtful)
         if doubtful:
             size = (CROP_SIZE, CROP_SIZE)
             border = cv2.BORDER_REPLICATE
@@ -212,15 +228,15 @@ class Segment(Stage):
                 )
                 found[i] = np.asarray(np.maximum(found[i], back), np.float32)
                 shows_mask = cv2.countNonZero(cv2.compare(back, 127.5, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
-                self._closer[frame.faces[i].track_id] = frame.index, shows_mask
+                self._closer[faces[i].track_id] = index, shows_mask
         return found
 
-    def _whose_turn(self, frame: Frame, doubtful: list[int]) -> list[int]:
+    def _whose_turn(self, index: int, faces: Sequence[Face], doubtful: list[int]) -> list[int]:
         """Of the faces without a whole mask, by position, those to look at closer in this frame."""
         never = -_CLOSER_EVERY, False
-        looks = {i: self._closer.get(frame.faces[i].track_id, never) for i in doubtful}
+        looks = {i: self._closer.get(faces[i].track_id, never) for i in doubtful}
         shown = [i for i, (_, shows_mask) in looks.items() if shows_mask]
-        others = [i for i in doubtful if i not in shown and frame.index - looks[i][0] >= _CLOSER_EVERY]
+        others = [i for i in doubtful if i not in shown and index - looks[i][0] >= _CLOSER_EVERY]
         return [*shown, *sorted(others, key=lambda i: looks[i][0])[:1]]
 
     def _shows_a_whole_mask(self, probability: F32) -> bool:

@@ -70,6 +70,18 @@ def _around(mask: U8) -> tuple[slice, slice] | None:
     return rows, slice(max(0, x - _AROUND_PX), min(CROP_SIZE, x + width + _AROUND_PX))
 
 
+def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32, float]:
+    """What was painted in `part` of the crop, moved by an affine map of the points, and what that map leaves, px."""
+    matrix, bend = fit_affine(memory.points, points)
+    if largest_move(matrix) <= _STILL_PX:
+        return memory.painted[part], bend
+    rows, columns = part
+    matrix[:, 2] -= (columns.start, rows.start)
+    size, flags = (columns.stop - columns.start, rows.stop - rows.start), cv2.INTER_CUBIC
+    warped = cv2.warpAffine(memory.painted, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(warped, np.float32), bend
+
+
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
@@ -109,19 +121,14 @@ class Smooth(Stage):
         memory = None if face.reset else self._memory.get(face.track_id)
         part = _around(face.pictures.mask)
         if memory is not None and part is not None:
-            now[part] = self._blend(memory, now[part], points, face.pictures.mask[part], part)
+            past, bend = (memory.painted[part], 0.0) if face.still else _moved(memory, points, part)
+            now[part] = self._blend(past, bend, now[part], face.pictures.mask[part])
             face.pictures.painted[part] = np.clip(now[part] + 0.5, 0, 255).astype(np.uint8)
         self._memory[face.track_id] = _Memory(now, points)
 
-    def _blend(self, memory: _Memory, now: F32, points: F32, mask: U8, part: tuple[slice, slice]) -> F32:
-        """What is painted now, (H, W, 3) float32, `part` of the crop, with the same part of the frame before."""
-        matrix, bend = fit_affine(memory.points, points)
-        past = memory.painted[part]
-        if largest_move(matrix) > _STILL_PX:
-            matrix[:, 2] -= (part[1].start, part[0].start)
-            size, flags = (now.shape[1], now.shape[0]), cv2.INTER_CUBIC
-            warped = cv2.warpAffine(memory.painted, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            past = np.asarray(warped, np.float32)
+    def _blend(self, past: F32, bend: float, now: F32, mask: U8) -> F32:
+        """What is painted now, (H, W, 3) float32, with the same part of the frame before, after which points have moved
+        by `bend` px besides."""
         change = past - now
         light = float(np.abs(cv2.mean(change, mask=mask)[:3]).mean())
         weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))

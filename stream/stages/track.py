@@ -12,6 +12,7 @@ from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FaceTrack
 from unmask.stream.frame import F32, Face, Frame, Layout
+from unmask.stream.likeness import Likeness
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
@@ -34,10 +35,19 @@ _SURE_SCORE: Final = 0.9
 _BELIEVED: Final = 0.7
 """Below this a close look is followed by a wider search."""
 
+_NETWORKS_EVERY: Final = 12
+_SETTLES_FRAMES: Final = 2
+"""Frames after a face was found, or has changed, in which networks go on looking at it: crop and mask settle."""
+
+_TURNS_APART: Final = 5
+"""Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
+
 _LOOK_EVERY: Final = 4
 _STEADY_SCORE: Final = 0.95
 _LOOK_EVERY_STEADY: Final = 8
-"""Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt."""
+_LOOK_EVERY_QUIET: Final = 24
+"""Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt, more where
+it has kept still since."""
 
 _MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
@@ -77,8 +87,9 @@ class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
 
     The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
-    strangely. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
-    at the beginning of a scene.
+    strangely. A face that keeps still is moved along, and `Face.still` spares it the networks of all stages, until it
+    changes or their turn has come. New faces are searched for at intervals, in the whole picture and in tiles of it in
+    turn, and everywhere at the beginning of a scene.
 
     Args:
         max_faces: how many faces to give at most; the largest ones are given.
@@ -88,6 +99,8 @@ class Track(Stage):
             whole picture first, and close looks wait for their turn, while the mesh goes on following. Small faces are
             found some frames later, and so is what happens to several doubtful ones at once.
         tracker: whose detector finds the faces.
+        networks_every: frames between two in which networks look at a face that keeps still; those of several faces
+            fall into different frames. With 1 they look at every face in every frame.
     """
 
     name: ClassVar[str] = "track"
@@ -99,16 +112,18 @@ class Track(Stage):
         *,
         spread: bool = False,
         tracker: Tracker = DEFAULT_TRACKER,
+        networks_every: int = _NETWORKS_EVERY,
     ) -> None:
         self._max_faces = max_faces
         self._tracker = tracker
         self._detect_every = detect_every
         self._spread = spread
+        self._networks_every = networks_every
 
     def open(self, context: Context) -> None:
-        canvas = canvas_for(context.layout)
-        self._finder = FINDERS[self._tracker](context.layout, canvas)
-        self._is_cut = SceneCuts(canvas)
+        self._canvas = canvas_for(context.layout)
+        self._finder = FINDERS[self._tracker](context.layout, self._canvas)
+        self._is_cut = SceneCuts(self._canvas)
         self._limit = min(self._max_faces, context.max_faces)
         self._tracks: list[FaceTrack] = []
         self._new_ids = itertools.count()
@@ -116,7 +131,7 @@ class Track(Stage):
         self._counted: set[int] = set()
         self._most_at_once = 0
         self._cuts = 0
-        self._put_off = 0
+        self._put_off = self._moved_along = 0
         self._runs_before = self._run_limit = 0
         self._begin_scene()
 
@@ -128,11 +143,12 @@ class Track(Stage):
             self._begin_scene()
         self._runs_before = self._finder.detector_runs
         self._run_limit = min(self._run_limit, self._runs_before) + _RUNS_PER_FRAME
-        for position, track in sorted(enumerate(self._tracks), key=lambda item: -item[1].waits):
-            due = (frame.index + position) % (_LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY) == 0
-            self._follow(track, frame, due)
+        for track in sorted(self._tracks, key=lambda track: -track.waits):
+            if not self._move_along(track, frame):
+                self._follow(track, frame)
         self._forget(frame)
         self._search(frame)
+        self._remember_looks(frame)
         self._give(frame)
         return (frame,)
 
@@ -143,6 +159,7 @@ class Track(Stage):
             "most_at_once": self._most_at_once,
             "detector_runs": self._finder.detector_runs,
             "looks_put_off": self._put_off,
+            "moved_along": self._moved_along,
             "scene_cuts": self._cuts,
         }
 
@@ -171,9 +188,31 @@ class Track(Stage):
         self._put_off += not may
         return may
 
-    def _follow(self, track: FaceTrack, frame: Frame, look: bool) -> None:
+    def _move_along(self, track: FaceTrack, frame: Frame) -> bool:
+        """Move a face along, if it has kept still and it is not the turn of the networks."""
+        likeness, track.likeness, track.still = track.likeness, None, False
+        movement = likeness.follow(frame) if likeness is not None else None
+        track.calm = 0 if movement is None else track.calm + 1
+        track.quiet = track.quiet and track.calm > 0
+        due = _turn(track, frame) % self._networks_every == 0 or self._look_is_due(track, frame)
+        if movement is None or due or track.calm <= _SETTLES_FRAMES:
+            return False
+        track.carry(movement, frame.pts_seconds)
+        track.likeness = likeness
+        self._moved_along += 1
+        return True
+
+    def _remember_looks(self, frame: Frame) -> None:
+        """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled."""
+        for track in self._tracks:
+            if track.doubtful or track.waits or track.unsure is not None:
+                track.likeness = None
+            elif track.likeness is None:
+                track.likeness = Likeness(self._canvas, frame, track.raw_px)
+
+    def _follow(self, track: FaceTrack, frame: Frame) -> None:
         """Find a known face in the next frame."""
-        look = look or track.waits > 0
+        look = track.waits > 0 or self._look_is_due(track, frame)
         if track.misses > _MAX_MISSES:
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
@@ -188,6 +227,14 @@ class Track(Stage):
             track.coast()
         else:
             track.advance(landmarks_px, frame.pts_seconds)
+
+    def _look_is_due(self, track: FaceTrack, frame: Frame) -> bool:
+        """Whether it is time for a close look at a face that gives no reason for one."""
+        turn = _turn(track, frame)
+        if track.quiet and track.proven:
+            return turn % _LOOK_EVERY_QUIET == 0
+        every = _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
+        return turn % every == 0
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
         """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
@@ -264,7 +311,13 @@ class Track(Stage):
         proposals = [d for view in views for d in self._finder.search(frame, view)]
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
         free = [d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
-        fits = [(self._finder.fit(frame, proposal), proposal.box_px) for proposal in free[:most_fits]]
+        fits: list[tuple[Sighting, Box]] = []
+        for proposal in free[:most_fits]:
+            if not self._is_free(proposal.box_px):
+                continue  # a better proposal has turned out to be this face, beyond doubt
+            sighting = self._finder.fit(frame, proposal)
+            if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
+                fits.append((sighting, proposal.box_px))
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
             if not self._meet(sighting, frame, trusted=opening):
@@ -272,7 +325,7 @@ class Track(Stage):
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
-        return len(free) > len(fits)
+        return most_fits is not None and len(free) > most_fits
 
     def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
@@ -336,6 +389,7 @@ class Track(Stage):
                 crop_from_frame=track.crop.matrix(),
                 reset=track.fresh,
                 pictures=frame.face_pictures(position),
+                still=track.still,
             )
             frame.faces.append(face)
             track.fresh = False
@@ -343,6 +397,11 @@ class Track(Stage):
             if track.score >= _NEW_SCORE or self._given[track.track_id] >= _PASSING_FRAMES:
                 self._counted.add(track.track_id)
         self._most_at_once = max(self._most_at_once, len(frame.faces))
+
+
+def _turn(track: FaceTrack, frame: Frame) -> int:
+    """Counts frames, for each track from elsewhere, so that what is done now and then falls into different ones."""
+    return frame.index + _TURNS_APART * track.track_id
 
 
 def _enough(track: FaceTrack) -> float:
