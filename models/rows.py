@@ -1,4 +1,4 @@
-"""What the detector gives, in numbers: shared by training, runtime and tracker."""
+"""What the detector and the landmarker give, in numbers: shared by training, runtime and tracker."""
 
 from typing import Final
 
@@ -17,6 +17,12 @@ CHANNELS: Final = 1 + 4 + len(KINDS) + 2 * POINTS
 
 STRIDES: Final = (8, 16, 32)
 """px of the picture per cell of each level of the detector's pyramid."""
+
+LANDMARKER_SIZE: Final = 128
+"""Width and height in px of the picture that the landmarker sees."""
+
+LANDMARKS: Final = 468
+"""The landmarker's points: those of MediaPipe's mesh."""
 
 
 def cell_centres(height: int, width: int) -> npt.NDArray[np.float32]:

@@ -95,7 +95,7 @@ class Sighting(NamedTuple):
 
 
 class Finder(ABC):
-    """Looks for faces in frames, and follows them from frame to frame with MediaPipe's mesh. Subclasses have detectors.
+    """Looks for faces in frames, and follows them from frame to frame. Subclasses have the networks.
 
     Args:
         canvas: reads the frames.
@@ -113,7 +113,6 @@ class Finder(ABC):
 
     def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._mesh = FaceMesh()
         self.detector_runs = 0
 
     @abstractmethod
@@ -130,20 +129,24 @@ class Finder(ABC):
         return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
     @abstractmethod
+    def points(self, frame: Frame, roi: F64) -> F32:
+        """The points of the face in a region of the frame (`unmask.models.mediapipe.roi_from_landmarks`)."""
+
+    @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         """Check points in upright close-ups."""
 
     def follow(self, frame: Frame, landmarks_px: F32) -> F32:
         """The points of the face that was, or is expected, at `landmarks_px`."""
-        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px))
+        return self.points(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        """Put the mesh on a proposal, and look closely."""
-        landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
+        """Find the points of a proposal, and look closely."""
+        landmarks_px = self.points(frame, roi_from_detection(proposal))
         first = self.look(frame, landmarks_px)
         if max(first.score, first.agreement) < _HOPELESS:
             return first
-        # The mesh frames a face better than a detector does, except in profile, where it drifts off.
+        # The points frame a face better than a detector does, except in profile, where the mesh drifts off.
         second = self.look(frame, self.follow(frame, landmarks_px))
         return max(second, first, key=lambda s: s.score + s.agreement)
 
@@ -155,10 +158,6 @@ class Finder(ABC):
         hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
         histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
         return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
-
-    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
-        points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
-        return points_to_frame(points, roi)
 
     def picture(self, frame: Frame, view_from_frame: F64, size: tuple[int, int]) -> U8:
         """A view of the frame: (height, width, 3) uint8 RGB."""
@@ -177,6 +176,7 @@ class MediaPipeFinder(Finder):
 
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         super().__init__(canvas)
+        self._mesh = FaceMesh()
         self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
         width, height = layout.width, layout.height
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
@@ -194,6 +194,10 @@ class MediaPipeFinder(Finder):
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "full")
 
+    def points(self, frame: Frame, roi: F64) -> F32:
+        found, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
+        return points_to_frame(found, roi)
+
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence = self.evidence(frame, landmarks_px)
         return Sighting(landmarks_px, probability(SCORE, evidence), probability(AGREEMENT, evidence))
@@ -208,7 +212,7 @@ class MediaPipeFinder(Finder):
             seen[view.reach] = next(near, None)
         full = seen["full"]
         errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
-        return np.array([1.0, log_odds(seen["short"]), log_odds(full), *errors])
+        return np.array([1.0, log_odds(score_of(seen["short"])), log_odds(score_of(full)), *errors])
 
 
 def points_box(landmarks_px: F32) -> Box:
@@ -244,10 +248,15 @@ def probability(weights: F64, evidence: F64) -> float:
     return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
 
 
-def log_odds(seen: Detection | None) -> float:
-    """Of a detection's score, within what a thousand looks could tell."""
-    score = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
-    return math.log(score / (1 - score))
+def log_odds(probability: float) -> float:
+    """Of a probability, within what a thousand looks could tell."""
+    clipped = min(max(probability, 1e-3), 1 - 1e-3)
+    return math.log(clipped / (1 - clipped))
+
+
+def score_of(seen: Detection | None) -> float:
+    """Of a detection; 0 where nothing was seen."""
+    return seen.score if seen else 0.0
 
 
 def size_error(landmarks_px: F32, seen: Detection | None, usual: float) -> float:

@@ -52,6 +52,9 @@ class UnitedFinder(Finder):
         self._count()
         return found
 
+    def points(self, frame: Frame, roi: F64) -> F32:
+        return self._mediapipe.points(frame, roi)
+
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         known = self._mediapipe.evidence(frame, landmarks_px)
         score, agreement = probability(SCORE, known), probability(AGREEMENT, known)
