@@ -24,6 +24,14 @@ LANDMARKER_SIZE: Final = 128
 LANDMARKS: Final = 468
 """The landmarker's points: those of MediaPipe's mesh."""
 
+_POINTS_OF_MESH: Final = ((33, 133), (362, 263), (1,), (61,), (291,))
+"""Points of the mesh whose mean is one of the detector's."""
+
+
+def five_points_of(landmarks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(5, 2) float32 from (468, 2 or more) of the mesh: the detector's points."""
+    return np.array([landmarks[list(points), :2].mean(axis=0) for points in _POINTS_OF_MESH], np.float32)
+
 
 def cell_centres(height: int, width: int) -> npt.NDArray[np.float32]:
     """(P, 2) float32 x, y px of the middles of the cells of a (height, width) picture, in the order of the rows."""

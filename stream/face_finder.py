@@ -84,9 +84,8 @@ class Sighting(NamedTuple):
 
     Attributes:
         landmarks_px: (468, 3) float32, as `unmask.stream.frame.Face.landmarks_px`.
-        score: how sure the detectors are together that these points are on a face, 0..1.
-        agreement: how sure the full-range detector alone is, 0..1: enough for a face that was there a moment ago, and
-            the only one that sees a masked face in full profile.
+        score: how likely it is that these points are on a face, 0..1.
+        agreement: the same of a face that was there a moment ago, 0..1; in profile far higher.
     """
 
     landmarks_px: F32
@@ -200,7 +199,8 @@ class MediaPipeFinder(Finder):
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence = self.evidence(frame, landmarks_px)
-        return Sighting(landmarks_px, probability(SCORE, evidence), probability(AGREEMENT, evidence))
+        score, agreement = (probability(float(weights @ evidence)) for weights in (SCORE, AGREEMENT))
+        return Sighting(landmarks_px, score, agreement)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
         """The inputs of `SCORE` and `AGREEMENT`: (5,) float64."""
@@ -243,9 +243,9 @@ def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
     return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
 
 
-def probability(weights: F64, evidence: F64) -> float:
-    """Of a logistic regression."""
-    return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
+def probability(odds: float) -> float:
+    """The inverse of `log_odds`."""
+    return 1.0 / (1.0 + math.exp(-odds))
 
 
 def log_odds(probability: float) -> float:

@@ -1,7 +1,7 @@
-"""Finding faces in a frame with this project's own detector, which knows masks; MediaPipe's mesh gives the points.
+"""Finding faces in a frame with this project's own detector and landmarker, which know masks.
 
 One look at the whole frame finds most faces at once, masked or not. What it proposes is looked at a second time,
-upright and closely, with the same detector.
+upright and closely: the detector once more and the landmarker judge together whether the points are on a face.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ import numpy as np
 
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, roi_from_landmarks
-from unmask.models.rows import LANDMARKER_SIZE
+from unmask.models.rows import LANDMARKER_SIZE, five_points_of
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
     MESH_SHARE,
@@ -22,7 +22,6 @@ from unmask.stream.face_finder import (
     box_centre,
     box_size,
     closer,
-    eye_error,
     is_about,
     log_odds,
     moved,
@@ -54,9 +53,13 @@ _TILE_SHARE: Final = 0.6
 # the close-up; difference of points and detector in eyes and in size; log odds of the landmarker.
 _SCORE: Final = np.array([-4.53, 2.91, -0.37, -1.02, 0.45])
 
+_KNOWN: Final = 4.0
+"""Log odds in favour of a face that was there a moment ago, beside those of a proposal. In profile the detector is not
+sure of its box, and so not of the face."""
+
 
 class MaskedFinder(Finder):
-    """A `unmask.stream.face_finder.Finder` on this project's detector.
+    """A `unmask.stream.face_finder.Finder` on this project's networks alone.
 
     Args:
         layout: of every frame.
@@ -98,18 +101,27 @@ class MaskedFinder(Finder):
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         _, likely = self._points(frame, roi_from_landmarks(landmarks_px))
         evidence = np.concatenate([[1.0], self.evidence(frame, landmarks_px), [log_odds(likely)]])
-        score = probability(_SCORE, evidence)
-        return Sighting(landmarks_px, score, score)
+        odds = float(_SCORE @ evidence)
+        return Sighting(landmarks_px, probability(odds), probability(odds + _KNOWN))
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
         """What the detector says about points in a close-up, (3,) float64: its log odds, and how far it differs from
-        the points in eyes and in size."""
+        them in place and in size."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         view = closer(roi_from_landmarks(landmarks_px), _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
         seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
-        errors = eye_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)
+        errors = _place_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)
         return np.array([log_odds(score_of(seen)), *errors])
+
+
+def _place_error(landmarks_px: F32, seen: Detection | None) -> float:
+    """Mean distance of the detector's points to those of the mesh, in sizes of the face; 1 at most and where nothing
+    was seen. In profile the distance of the eyes would be no measure."""
+    if seen is None:
+        return 1.0
+    apart = np.linalg.norm(seen.keypoints_px - five_points_of(landmarks_px), axis=1).mean()
+    return min(float(apart) / max(box_size(points_box(landmarks_px)), 1e-6), 1.0)
 
 
 def _shape_of(width: int, height: int) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 
 
 class Tracker(StrEnum):
-    """Whose detector finds the faces; the points are those of MediaPipe's mesh in any case."""
+    """Whose networks find the faces and their points; with both detectors, the points are those of MediaPipe's mesh."""
 
     UNMASK = "unmask"
     MEDIAPIPE = "mediapipe"

@@ -57,11 +57,11 @@ class UnitedFinder(Finder):
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         known = self._mediapipe.evidence(frame, landmarks_px)
-        score, agreement = probability(SCORE, known), probability(AGREEMENT, known)
+        score, agreement = (probability(float(weights @ known)) for weights in (SCORE, AGREEMENT))
         if score < _CONVINCED:  # MediaPipe's detectors are seldom wrong where they are sure, and most faces end here
             agreement = max(agreement, score)
             evidence = np.concatenate([known, self._own.evidence(frame, landmarks_px)])
-            score = probability(_SCORE, evidence)
+            score = probability(float(_SCORE @ evidence))
         self._count()
         return Sighting(landmarks_px, score, agreement)
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.rows import KINDS, POINTS
-from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, five_points_of, read_rgb
+from unmask.models.rows import KINDS, POINTS, five_points_of
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
     Masked,
