@@ -49,13 +49,12 @@ _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
-# Logistic regression over 702 proposals in 102 training scenes with labelled boxes: bias; log odds of the detector in
-# the close-up; difference of points and detector in eyes and in size; log odds of the landmarker.
-_SCORE: Final = np.array([-4.53, 2.91, -0.37, -1.02, 0.45])
-
-_KNOWN: Final = 4.0
-"""Log odds in favour of a face that was there a moment ago, beside those of a proposal. In profile the detector is not
-sure of its box, and so not of the face."""
+# Logistic regressions: bias; log odds of the detector in the close-up; difference of points and detector in place and in
+# size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals in
+# training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces and
+# followed from there: are they back on the face? The detector is sure of a face whether they are or not.
+_FACE: Final = np.array([-3.72, 2.67, -0.04, 0.36, 0.29, -0.21])
+_PLACED: Final = np.array([-0.69, 0.0, -4.72, -0.74, 0.60, -6.27])
 
 
 class MaskedFinder(Finder):
@@ -99,29 +98,29 @@ class MaskedFinder(Finder):
         return points_to_frame(found, roi), likely
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        _, likely = self._points(frame, roi_from_landmarks(landmarks_px))
-        evidence = np.concatenate([[1.0], self.evidence(frame, landmarks_px), [log_odds(likely)]])
-        odds = float(_SCORE @ evidence)
-        return Sighting(landmarks_px, probability(odds), probability(odds + _KNOWN))
+        evidence = np.concatenate([[1.0], self.evidence(frame, landmarks_px)])
+        face, placed = (probability(float(weights @ evidence)) for weights in (_FACE, _PLACED))
+        return Sighting(landmarks_px, min(face, placed), placed)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """What the detector says about points in a close-up, (3,) float64: its log odds, and how far it differs from
-        them in place and in size."""
+        """What detector and landmarker say about points in a close-up: the inputs of `_FACE` but the first, (5,)
+        float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        view = closer(roi_from_landmarks(landmarks_px), _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
+        roi = roi_from_landmarks(landmarks_px)
+        view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
         seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
-        errors = _place_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)
-        return np.array([log_odds(score_of(seen)), *errors])
+        place = 1.0 if seen is None else _apart(seen.keypoints_px, five_points_of(landmarks_px), size)
+        again, likely = self._points(frame, roi)
+        moved = _apart(again[:, :2], landmarks_px[:, :2], size)
+        errors = place, size_error(landmarks_px, seen, 1.0)
+        return np.array([log_odds(score_of(seen)), *errors, log_odds(likely), moved])
 
 
-def _place_error(landmarks_px: F32, seen: Detection | None) -> float:
-    """Mean distance of the detector's points to those of the mesh, in sizes of the face; 1 at most and where nothing
-    was seen. In profile the distance of the eyes would be no measure."""
-    if seen is None:
-        return 1.0
-    apart = np.linalg.norm(seen.keypoints_px - five_points_of(landmarks_px), axis=1).mean()
-    return min(float(apart) / max(box_size(points_box(landmarks_px)), 1e-6), 1.0)
+def _apart(some_px: F32, others_px: F32, size_px: float) -> float:
+    """Mean distance of (N, 2) points to others, in sizes of the face; 1 at most. In profile the distance of the eyes, the
+    usual unit, would be next to nothing."""
+    return min(float(np.linalg.norm(some_px - others_px, axis=1).mean()) / max(size_px, 1e-6), 1.0)
 
 
 def _shape_of(width: int, height: int) -> str:
