@@ -60,8 +60,8 @@ _TILE_OVERLAP: Final = 0.25
 
 # Logistic regressions over 1,083 proposals in street scenes with labelled boxes: bias; log odds of the short-range and
 # of the full-range detector; difference of mesh and full-range detector in eyes and in size.
-SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
-AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
+_SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
+_AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
 
 _DETECTOR_BOX: Final = 0.9
 """Usual size of a detector's box, in sizes of the mesh's."""
@@ -199,11 +199,11 @@ class MediaPipeFinder(Finder):
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence = self.evidence(frame, landmarks_px)
-        score, agreement = (probability(float(weights @ evidence)) for weights in (SCORE, AGREEMENT))
+        score, agreement = (probability(float(weights @ evidence)) for weights in (_SCORE, _AGREEMENT))
         return Sighting(landmarks_px, score, agreement)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """The inputs of `SCORE` and `AGREEMENT`: (5,) float64."""
+        """The inputs of `_SCORE` and `_AGREEMENT`: (5,) float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         seen: dict[str, Detection | None] = {}
         for view in _close_ups(landmarks_px):

@@ -49,10 +49,10 @@ _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
-# Logistic regressions: bias; log odds of the detector in the close-up; difference of points and detector in place and in
-# size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals in
-# training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces and
-# followed from there: are they back on the face? The detector is sure of a face whether they are or not.
+# Logistic regressions: bias; log odds of the detector in the close-up; difference of points and detector in place and
+# in size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals
+# in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
+# and followed from there: are they back on the face? The detector is sure of a face whether they are or not.
 _FACE: Final = np.array([-3.72, 2.67, -0.04, 0.36, 0.29, -0.21])
 _PLACED: Final = np.array([-0.69, 0.0, -4.72, -0.74, 0.60, -6.27])
 
@@ -69,7 +69,7 @@ class MaskedFinder(Finder):
         super().__init__(canvas)
         self._detectors: dict[str, MaskedFaceDetector] = {}
         self._landmarker = FaceLandmarker()
-        width, height = layout.width, layout.height
+        width, height = self._extent = layout.width, layout.height
         shape = _shape_of(width, height)
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
         self.overviews = [_view((0.0, 0.0, float(width), float(height)), shape)]
@@ -83,7 +83,14 @@ class MaskedFinder(Finder):
         self.detector_runs += 1
         found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, size), min_score)
         frame_from_view = inverse_affine(view.view_from_frame)
-        return [moved(face, frame_from_view) for face in found]
+        faces = [moved(face, frame_from_view) for face in found]
+        if view.reach == "close":
+            return faces
+        # Where a tile ends within the frame it may end in a face, and part of one looks like a smaller one. Another
+        # view shows all of it.
+        low, high = np.array([(0, 0), size[::-1]]) @ frame_from_view[:, :2].T + frame_from_view[:, 2]
+        low, high = np.where(low > 0, low, -np.inf), np.where(high < self._extent, high, np.inf)
+        return [face for face in faces if (face.box_px[:2] >= low).all() and (face.box_px[2:] <= high).all()]
 
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "close")
@@ -98,13 +105,10 @@ class MaskedFinder(Finder):
         return points_to_frame(found, roi), likely
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        evidence = np.concatenate([[1.0], self.evidence(frame, landmarks_px)])
-        face, placed = (probability(float(weights @ evidence)) for weights in (_FACE, _PLACED))
-        return Sighting(landmarks_px, min(face, placed), placed)
+        return judge(landmarks_px, self.evidence(frame, landmarks_px))
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """What detector and landmarker say about points in a close-up: the inputs of `_FACE` but the first, (5,)
-        float64."""
+        """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (6,) float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         roi = roi_from_landmarks(landmarks_px)
         view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
@@ -112,14 +116,20 @@ class MaskedFinder(Finder):
         seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
         place = 1.0 if seen is None else _apart(seen.keypoints_px, five_points_of(landmarks_px), size)
         again, likely = self._points(frame, roi)
-        moved = _apart(again[:, :2], landmarks_px[:, :2], size)
+        shift = _apart(again[:, :2], landmarks_px[:, :2], size)
         errors = place, size_error(landmarks_px, seen, 1.0)
-        return np.array([log_odds(score_of(seen)), *errors, log_odds(likely), moved])
+        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift])
+
+
+def judge(landmarks_px: F32, evidence: F64) -> Sighting:
+    """What `MaskedFinder.evidence` means."""
+    face, placed = (probability(float(weights @ evidence)) for weights in (_FACE, _PLACED))
+    return Sighting(landmarks_px, min(face, placed), placed)
 
 
 def _apart(some_px: F32, others_px: F32, size_px: float) -> float:
-    """Mean distance of (N, 2) points to others, in sizes of the face; 1 at most. In profile the distance of the eyes, the
-    usual unit, would be next to nothing."""
+    """Mean distance of (N, 2) points to others, in sizes of the face; 1 at most. In profile the distance of the eyes,
+    the usual unit, would be next to nothing."""
     return min(float(np.linalg.norm(some_px - others_px, axis=1).mean()) / max(size_px, 1e-6), 1.0)
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 
 class Tracker(StrEnum):
-    """Whose networks find the faces and their points; with both detectors, the points are those of MediaPipe's mesh."""
+    """Whose networks find the faces and their points. With both, this project's landmarker gives the points."""
 
     UNMASK = "unmask"
     MEDIAPIPE = "mediapipe"

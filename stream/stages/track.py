@@ -267,7 +267,7 @@ class Track(Stage):
         fits = [(self._finder.fit(frame, proposal), proposal.box_px) for proposal in free[:most_fits]]
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame, trusted=opening):
+            if not self._meet(sighting, frame, trusted=opening) and sighting.score < _FIRST_SCORE:
                 self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
