@@ -228,7 +228,7 @@ def measure_points(crops: Path, textures: Path, count: int, trackers: Sequence[T
         for tracker, finder in finders.items():
             points = start
             for _ in range(3):
-                points = finder.follow(frame, points)
+                points, _ = finder.follow(frame, points)
             away = np.linalg.norm((points - truth)[:, :2], axis=1) / eyes
             row = figures[tracker]
             row["all points"].append(float(away.mean()))

@@ -128,25 +128,26 @@ class Finder(ABC):
         return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
     @abstractmethod
-    def points(self, frame: Frame, roi: F64) -> F32:
-        """The points of the face in a region of the frame (`unmask.models.mediapipe.roi_from_landmarks`)."""
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
+        """The points of the face in a region of the frame (`unmask.models.mediapipe.roi_from_landmarks`), as
+        `unmask.stream.frame.Face.landmarks_px`; False where there plainly is none."""
 
     @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         """Check points in upright close-ups."""
 
-    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
-        """The points of the face that was, or is expected, at `landmarks_px`."""
+    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
+        """The points of the face that was, or is expected, at `landmarks_px`; False where there plainly is none."""
         return self.points(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
         """Find the points of a proposal, and look closely."""
-        landmarks_px = self.points(frame, roi_from_detection(proposal))
+        landmarks_px, _ = self.points(frame, roi_from_detection(proposal))
         first = self.look(frame, landmarks_px)
         if max(first.score, first.agreement) < _HOPELESS:
             return first
         # The points frame a face better than a detector does, except in profile, where the mesh drifts off.
-        second = self.look(frame, self.follow(frame, landmarks_px))
+        second = self.look(frame, self.follow(frame, landmarks_px)[0])
         return max(second, first, key=lambda s: s.score + s.agreement)
 
     def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
@@ -193,9 +194,9 @@ class MediaPipeFinder(Finder):
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "full")
 
-    def points(self, frame: Frame, roi: F64) -> F32:
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
         found, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
-        return points_to_frame(found, roi)
+        return points_to_frame(found, roi), True  # of a masked face the mesh often says that there is none
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence = self.evidence(frame, landmarks_px)

@@ -44,6 +44,9 @@ _AROUND: Final = 4.0
 _CLOSE_UP_SHARE: Final = 0.4
 """Size of the face in a close-up."""
 
+_LEAST: Final = 0.1
+"""Where the landmarker gives a face less, there is none."""
+
 _MARGIN: Final = 0.3
 _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
@@ -95,8 +98,9 @@ class MaskedFinder(Finder):
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "close")
 
-    def points(self, frame: Frame, roi: F64) -> F32:
-        return self._points(frame, roi)[0]
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
+        found, likely = self._points(frame, roi)
+        return found, likely >= _LEAST
 
     def _points(self, frame: Frame, roi: F64) -> tuple[F32, float]:
         """Points in px of the frame, and how likely a face is there."""

@@ -51,7 +51,7 @@ class UnitedFinder(Finder):
         self._count()
         return found
 
-    def points(self, frame: Frame, roi: F64) -> F32:
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
         return self._own.points(frame, roi)
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:

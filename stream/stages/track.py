@@ -178,8 +178,8 @@ class Track(Stage):
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
             return
-        landmarks_px = self._finder.follow(frame, track.predicted_px)
-        jumps = track.jumps_to(landmarks_px)
+        landmarks_px, there = self._finder.follow(frame, track.predicted_px)
+        jumps = not there or track.jumps_to(landmarks_px)
         if not (look or track.doubtful or jumps):
             track.advance(landmarks_px, frame.pts_seconds)
         elif self._may_look(track, around=track.unsure is not None):
