@@ -303,6 +303,7 @@ def run_filter(settings: OneEuroSettings, signal: Callable[[int], F64]) -> F64:
         ("looking-down-404p.mp4", 1, 60, Tracker.MEDIAPIPE),
         ("looking-down-404p.mp4", 1, 60, Tracker.UNMASK),
         ("handheld-yaw-544p.mp4", 1, 160, Tracker.MEDIAPIPE),
+        ("handheld-yaw-544p.mp4", 1, 160, Tracker.UNMASK),
         ("four-people-506p.mp4", 4, 40, Tracker.MEDIAPIPE),
         ("four-people-506p.mp4", 4, 40, Tracker.UNMASK),
     ],
