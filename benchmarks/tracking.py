@@ -290,7 +290,7 @@ class Followed:
         others = sum(scene.total() for scene in self.scenes) - best + self.nothing
         wanted = self.clip.people * self.shown
         return {
-            "tracked": f"{best / wanted:.4f} of {wanted}",
+            "tracked": f"{best / wanted:.4f} of {wanted}" if wanted else "nobody to be seen",
             "identity switches": str(self.switches),
             "other faces": str(others),
             "scenes": str(sum(bool(scene) for scene in self.scenes)),

@@ -76,7 +76,7 @@ FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
 class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
 
-    The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
+    Landmarks follow every face from frame to frame; a closer look checks it at intervals, and at once where it moves
     strangely. New faces are searched for at intervals, in the whole picture and in tiles of it in turn, and everywhere
     at the beginning of a scene.
 
@@ -85,7 +85,7 @@ class Track(Stage):
         detect_every: frames between searches while all known faces are in sight.
         spread: False does in each frame all that it asks for, and searches everywhere in the first frame of a scene.
             True spreads that over frames, so that none takes much longer than others: the search goes view by view, the
-            whole picture first, and close looks wait for their turn, while the mesh goes on following. Small faces are
+            whole picture first, and close looks wait for their turn, while the landmarks go on. Small faces are
             found some frames later, and so is what happens to several doubtful ones at once.
         tracker: whose detector finds the faces.
     """
@@ -190,7 +190,7 @@ class Track(Stage):
             track.advance(landmarks_px, frame.pts_seconds)
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
-        """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
+        """Check where a face has been followed to. Where that is in doubt, search around it, at once or later."""
         if track.unsure is None:
             sighting = self._finder.look(frame, landmarks_px)
         else:
