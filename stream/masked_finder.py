@@ -56,8 +56,8 @@ _TILE_SHARE: Final = 0.6
 # in size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals
 # in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
 # and followed from there: are they back on the face? The detector is sure of a face whether they are or not.
-_FACE: Final = np.array([-3.72, 2.67, -0.04, 0.36, 0.29, -0.21])
-_PLACED: Final = np.array([-0.69, 0.0, -4.72, -0.74, 0.60, -6.27])
+_FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15])
+_PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83])
 
 
 class MaskedFinder(Finder):
