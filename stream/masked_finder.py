@@ -72,7 +72,8 @@ class MaskedFinder(Finder):
         super().__init__(canvas)
         self._detectors: dict[str, MaskedFaceDetector] = {}
         self._landmarker = FaceLandmarker()
-        width, height = self._extent = layout.width, layout.height
+        width, height = layout.width, layout.height
+        self._extent = np.array([width, height])
         shape = _shape_of(width, height)
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
         self.overviews = [_view((0.0, 0.0, float(width), float(height)), shape)]
@@ -92,7 +93,7 @@ class MaskedFinder(Finder):
         # Where a tile ends within the frame it may end in a face, and part of one looks like a smaller one. Another
         # view shows all of it.
         low, high = np.array([(0, 0), size[::-1]]) @ frame_from_view[:, :2].T + frame_from_view[:, 2]
-        low, high = np.where(low > 0, low, -np.inf), np.where(high < self._extent, high, np.inf)
+        low, high = np.where(low > 1, low, -np.inf), np.where(high < self._extent - 1, high, np.inf)
         return [face for face in faces if (face.box_px[:2] >= low).all() and (face.box_px[2:] <= high).all()]
 
     def around(self, centre_px: F64, size_px: float) -> View:

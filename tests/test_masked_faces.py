@@ -161,10 +161,10 @@ def test_the_trackers_networks_train_resume_and_ship(name: str, crops: Path, dat
         assert figures["validation_giou"] == pytest.approx(1 - figures["validation_box"])
     trainer_of(msgspec.structs.replace(part, phases=part.phases[:1])).fit()
     trainer_of(part).fit()  # goes on after the first phase
-    straight, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "part"))
+    straight, resumed = (torch.load(tmp_path / folder / "state.pt", weights_only=True) for folder in ("whole", "part"))
     assert straight["done"] == resumed["done"] == 4
-    for name, value in straight["model"].items():
-        torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
+    for weight, value in straight["model"].items():
+        torch.testing.assert_close(value, resumed["model"][weight], rtol=0, atol=0)
     command = ["export", name, str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
