@@ -38,6 +38,9 @@ SHAPES: Final = {"wide": (384, 640), "tall": (640, 384), "square": (480, 480), "
 _PROPOSAL_SCORE: Final = 0.3
 _CLOSE_UP_SCORE: Final = 0.05
 
+_SMALLEST_PX: Final = 16.0
+"""Of a face in the frame: what is smaller cannot be painted, and is more often an eye or an ear."""
+
 _AROUND: Final = 4.0
 """Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""
 
@@ -88,6 +91,7 @@ class MaskedFinder(Finder):
         found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, size), min_score)
         frame_from_view = inverse_affine(view.view_from_frame)
         faces = [moved(face, frame_from_view) for face in found]
+        faces = [face for face in faces if box_size(face.box_px) >= _SMALLEST_PX]
         if view.reach == "close":
             return faces
         # Where a tile ends within the frame it may end in a face, and part of one looks like a smaller one. Another
