@@ -19,9 +19,9 @@ from unmask.train import inpainter, pins, segmenter, unmasker
 from unmask.train.config import Recipe, as_struct
 from unmask.train.data import FaceCrops, draws
 from unmask.train.detector import DetectorTrainer
-from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.evaluate import psnr, structural_similarity
 from unmask.train.instruments import Instruments
+from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.loop import Indices
 from unmask.train.materials import load_templates
 from unmask.train.registry import build, model_of
