@@ -2,7 +2,8 @@
 
     python benchmarks/tracking.py --scenes SCENES --crops CROPS --textures TEXTURES --videos VIDEOS
 
-Every part is left out whose data is not given. Faces are those that the pipeline gets (`unmask.stream.stages.track`).
+Every part is left out whose data is not given, every tracker that `--trackers` does not name. Faces are those that the
+pipeline gets (`unmask.stream.stages.track`).
 
 scenes      pictures with labelled boxes (boxes.csv), the third that is kept for validation by the hash of its name: a
             face counts as found where a given one overlaps its box by more than 0.4 (IoU). Precision counts given faces
@@ -13,14 +14,18 @@ points      validation faces with drawn masks: distance to the mesh of the bare 
             corners, of the points under the mask and of those that place the crop; how far the canonical crop lies from
             where the bare face puts it (mean over its corners, px of the crop). All trackers start from the same
             disturbed place.
-videos      real masked people: frames in which all of them are followed (`PEOPLE` says how many there are), identities
-            used, milliseconds a frame; and the first frame held still under noise: how far points move in px.
+videos      real masked people (`CLIPS` says where how many can be seen). "tracked" is the share of frames and people
+            that is covered by the identities given most often in each scene, one for each person; "other faces" counts
+            what else was given, in faces and frames: an identity that changed, or no face at all. An identity is
+            switched where a new one appears where another one was within the last second. Milliseconds a frame, over
+            all frames and over those in which a detector ran. And a frame held still under noise: how far points move.
 """
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
@@ -54,21 +59,29 @@ from unmask.train.tracker_data import (
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-TRACKERS: Final = tuple(Tracker)
-DETECTORS: Final = (Tracker.MEDIAPIPE, Tracker.UNMASK)
-CLASSES: Final = ((120.0, 1e9), (64.0, 120.0), (32.0, 64.0))
+CLASSES: Final = {">= 120 px": (120.0, 1e9), "64-120 px": (64.0, 120.0), "32-64 px": (32.0, 64.0)}
+SMALLEST: Final = 32.0
 FOUND: Final = 0.4
 MAX_FACES: Final = 64
+FPS: Final = 25
 NOISE: Final = 2.5
 """Standard deviation of the noise on the still clip, of 255."""
 
-PEOPLE: Final = {
-    "four-people-506p.mp4": 4,
-    "glasses-vfr-audio-720p.mp4": 1,
-    "handheld-yaw-544p.mp4": 1,
-    "looking-down-404p.mp4": 1,
-    "phone-rotated-720p.mp4": 1,
-    "street-1080p.mp4": 1,
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Who can be seen in a video: `people` faces of 64 px and more in the frames `first` to `last`, none before. Behind
+    `last` the person turns away."""
+
+    people: int = 1
+    first: int = 0
+    last: int = 1_000_000
+
+
+CLIPS: Final = {
+    "four-people-506p.mp4": Clip(people=4),
+    "glasses-vfr-audio-720p.mp4": Clip(first=281),
+    "handheld-yaw-544p.mp4": Clip(last=278),
 }
 
 
@@ -79,18 +92,19 @@ class Camera:
         self.layout = Layout(width, height, "rgb24")
         self.stage = Track(max_faces=MAX_FACES, tracker=tracker)
         self.stage.open(Context(self.layout, MAX_FACES))
-        self.count = 0
         self.seconds: list[float] = []
+        self.detector_runs: list[int] = []
 
-    def show(self, rgb: U8, fps: float = 25.0) -> list[Face]:
+    def show(self, rgb: U8) -> Frame:
+        count = len(self.seconds)
         buffer = np.zeros(self.layout.slot_bytes(MAX_FACES), np.uint8)
-        frame = Frame(self.count, round(1000 * self.count / fps), Fraction(1, 1000), self.layout, buffer, 0)
+        frame = Frame(count, count, Fraction(1, FPS), self.layout, buffer, 0)
         frame.planes[0][...] = rgb
         start = time.perf_counter()
         list(self.stage.process(frame))
         self.seconds.append(time.perf_counter() - start)
-        self.count += 1
-        return frame.faces
+        self.detector_runs.append(self.stage.summary()["detector_runs"])
+        return frame
 
 
 def boxes_of(faces: list[Face]) -> F32:
@@ -99,7 +113,7 @@ def boxes_of(faces: list[Face]) -> F32:
 
 def size_class(box: F32) -> str | None:
     size = float((box[2:] - box[:2]).max())
-    return next((f"{low:.0f} px and more" for low, high in CLASSES if low <= size < high), None)
+    return next((name for name, (low, high) in CLASSES.items() if low <= size < high), None)
 
 
 class Tally:
@@ -117,7 +131,7 @@ class Tally:
                 self.found[f"{kind}, {name}"].append(hit)
                 self.found[f"all, {name}"].append(hit)
         for row, box in enumerate(given):
-            if (box[2:] - box[:2]).max() >= CLASSES[-1][0]:
+            if (box[2:] - box[:2]).max() >= SMALLEST:
                 self.right.append(bool(both[row].max(initial=0) > FOUND))
 
     def figures(self) -> dict[str, str]:
@@ -125,16 +139,16 @@ class Tally:
         return rows | {"precision": f"{np.mean(self.right):.3f} of {len(self.right)}" if self.right else "none given"}
 
 
-def alone(name: str) -> object:
-    """A detector that looks at the whole picture once."""
-    if name == "mediapipe":
+def alone(tracker: Tracker) -> Callable[[U8], list[tuple[float, float, float, float]]]:
+    """A tracker's detector, looking at the whole picture once."""
+    if tracker is Tracker.MEDIAPIPE:
         detector = FaceDetector("full")
         return lambda rgb: [d.box_px for d in detector(rgb, 0.5)]
 
-    def look(rgb: U8) -> list[tuple[float, ...]]:
-        height, width = rgb.shape[:2]
-        finder = MaskedFinder(Layout(width, height, "rgb24"), Canvas(Layout(width, height, "rgb24")))
-        frame = Frame(0, 0, Fraction(1), Layout(width, height, "rgb24"), rgb.reshape(-1), 0)
+    def look(rgb: U8) -> list[tuple[float, float, float, float]]:
+        layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
+        finder = MaskedFinder(layout, Canvas(layout))
+        frame = Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
         return [d.box_px for d in finder.search(frame, finder.overviews[0], 0.4)]
 
     return look
@@ -149,18 +163,18 @@ def validation_scenes(folder: Path) -> Iterator[tuple[U8, F32, list[str]]]:
 
 
 def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
-    return boxes_of(Camera(tracker, rgb.shape[1], rgb.shape[0]).show(rgb))
+    return boxes_of(Camera(tracker, rgb.shape[1], rgb.shape[0]).show(rgb).faces)
 
 
-def measure_scenes(folder: Path) -> dict[str, dict[str, str]]:
-    tallies = {name: Tally() for name in (*TRACKERS, *(f"{name}, detector alone" for name in DETECTORS))}
-    looks = {name: alone(name) for name in DETECTORS}
+def measure_scenes(folder: Path, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
+    looks = {tracker: alone(tracker) for tracker in trackers if tracker is not Tracker.BOTH}
+    tallies = {name: Tally() for name in (*trackers, *(f"{name}, detector alone" for name in looks))}
     for rgb, boxes, kinds in validation_scenes(folder):
-        for tracker in TRACKERS:
+        for tracker in trackers:
             tallies[tracker].add(faces_of_picture(tracker, rgb), boxes, kinds)
-        for detector in DETECTORS:
-            seen = np.array(looks[detector](rgb), np.float32).reshape(-1, 4)  # type: ignore[operator]
-            tallies[f"{detector}, detector alone"].add(seen, boxes, kinds)
+        for tracker, look in looks.items():
+            seen = np.array(look(rgb), np.float32).reshape(-1, 4)
+            tallies[f"{tracker}, detector alone"].add(seen, boxes, kinds)
     return {name: tally.figures() for name, tally in tallies.items()}
 
 
@@ -169,11 +183,11 @@ def as_data(drawn: list[DrawnFace]) -> TrackerData:
     return TrackerData(*arrays, np.array([d.kind for d in drawn], np.uint8), ())
 
 
-def measure_pasted(folder: Path, crops: Path) -> dict[str, dict[str, str]]:
+def measure_pasted(folder: Path, crops: Path, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
     """Bare validation faces, pasted at all sizes where the scenes have none."""
     faces = FaceCrops.open(crops)
     rng = np.random.default_rng(5)
-    tallies = {tracker: Tally() for tracker in TRACKERS}
+    tallies = {tracker: Tally() for tracker in trackers}
     indices = iter(np.tile(faces.split(True), 4))
     for rgb, boxes, _ in validation_scenes(folder):
         drawn = []
@@ -185,7 +199,7 @@ def measure_pasted(folder: Path, crops: Path) -> dict[str, dict[str, str]]:
         scene = Picture(rgb, boxes, np.zeros(len(boxes), np.int64), unknown)
         pasted = paste_faces(scene, as_data(drawn), 3, rng)
         added = pasted.boxes[len(boxes) :]
-        for tracker in TRACKERS:
+        for tracker in trackers:
             tallies[tracker].add(faces_of_picture(tracker, pasted.rgb), added, ["bare"] * len(added))
     return {
         name: {k: v for k, v in tally.figures().items() if k.startswith("recall, bare")}
@@ -193,12 +207,12 @@ def measure_pasted(folder: Path, crops: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def measure_points(crops: Path, textures: Path, count: int) -> dict[str, dict[str, str]]:
+def measure_points(crops: Path, textures: Path, count: int, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
     """Points of masked validation faces against the bare face's mesh."""
     faces, templates = FaceCrops.open(crops), load_templates(textures)
-    figures: dict[str, dict[str, list[float]]] = {tracker: defaultdict(list) for tracker in TRACKERS}
+    figures: dict[str, dict[str, list[float]]] = {tracker: defaultdict(list) for tracker in trackers}
     layout = Layout(160, 160, "rgb24")
-    finders = {tracker: FINDERS[tracker](layout, Canvas(layout)) for tracker in TRACKERS}
+    finders = {tracker: FINDERS[tracker](layout, Canvas(layout)) for tracker in trackers}
     for seed, index in enumerate(faces.split(True)[:count]):
         rng = np.random.default_rng(seed)
         drawn = draw_face(faces, int(index), templates, rng)
@@ -214,7 +228,7 @@ def measure_points(crops: Path, textures: Path, count: int) -> dict[str, dict[st
         for tracker, finder in finders.items():
             points = start
             for _ in range(3):
-                points = finder.follow(frame, points)
+                points, _ = finder.follow(frame, points)
             away = np.linalg.norm((points - truth)[:, :2], axis=1) / eyes
             row = figures[tracker]
             row["all points"].append(float(away.mean()))
@@ -245,43 +259,76 @@ def pictures_of(video: Path, limit: int) -> Iterator[U8]:
             yield np.ascontiguousarray(rotated, np.uint8)
 
 
+@dataclass(slots=True)
+class Followed:
+    """Who was given in which frames of a clip."""
+
+    clip: Clip
+    scenes: list[Counter[int]] = field(default_factory=lambda: [Counter()])
+    last: dict[int, tuple[int, F32]] = field(default_factory=dict)
+    shown: int = 0
+    switches: int = 0
+    nothing: int = 0
+
+    def add(self, frame: Frame) -> None:
+        if frame.discontinuity:
+            self.scenes.append(Counter())
+            self.last.clear()
+        if not self.clip.first <= frame.index <= self.clip.last:
+            self.nothing += len(frame.faces) if frame.index < self.clip.first else 0
+            return
+        self.shown += 1
+        now = {face.track_id: np.array(face.box_px, np.float32) for face in frame.faces}
+        self.scenes[-1].update(now.keys())
+        for box in (box for track, box in now.items() if track not in self.last):
+            lately = [at for other, (when, at) in self.last.items() if other not in now and frame.index - when <= FPS]
+            self.switches += any(overlap(box[None], at[None])[0, 0] > FOUND for at in lately)
+        self.last |= {track: (frame.index, box) for track, box in now.items()}
+
+    def figures(self) -> dict[str, str]:
+        best = sum(n for scene in self.scenes for _, n in scene.most_common(self.clip.people))
+        others = sum(scene.total() for scene in self.scenes) - best + self.nothing
+        wanted = self.clip.people * self.shown
+        return {
+            "tracked": f"{best / wanted:.4f} of {wanted}" if wanted else "nobody to be seen",
+            "identity switches": str(self.switches),
+            "other faces": str(others),
+            "scenes": str(sum(bool(scene) for scene in self.scenes)),
+        }
+
+
 def measure_video(video: Path, tracker: Tracker, limit: int) -> dict[str, str]:
+    clip = CLIPS.get(video.name, Clip())
     camera: Camera | None = None
-    counts: list[int] = []
-    given: dict[int, int] = defaultdict(int)
-    first: U8 | None = None
-    for rgb in pictures_of(video, limit):
+    followed, still = Followed(clip), "no face"
+    for number, rgb in enumerate(pictures_of(video, limit)):
         camera = camera or Camera(tracker, rgb.shape[1], rgb.shape[0])
-        faces = camera.show(rgb)
-        first = rgb if first is None and faces else first
-        counts.append(len(faces))
-        for face in faces:
-            given[face.track_id] += 1
+        followed.add(camera.show(rgb))
+        if number == clip.first:
+            still = held_still(rgb, tracker)
     assert camera is not None
-    people = PEOPLE.get(video.name, 1)
-    work = 1000 * np.array(camera.seconds[1:])
-    still = held_still(first, tracker) if first is not None else "no face"
-    return {
-        "frames": str(len(counts)),
-        f"frames with {people} or more faces": f"{np.mean(np.array(counts) >= people):.4f}",
-        "identities (frames)": ", ".join(f"{track} ({n})" for track, n in sorted(given.items())),
-        "scene cuts": str(camera.stage.summary()["scene_cuts"]),
+    work, ran = 1000 * np.array(camera.seconds[1:]), np.diff(camera.detector_runs) > 0
+    return followed.figures() | {
+        "detector runs": str(camera.detector_runs[-1]),
         "ms a frame": f"{work.mean():.2f} mean, {np.median(work):.2f} median, {np.percentile(work, 95):.2f} p95",
+        "ms a frame with detection": f"{work[ran].mean():.2f} mean, {np.percentile(work[ran], 95):.2f} p95",
         "first frame, ms": f"{1000 * camera.seconds[0]:.1f}",
         "held still": still,
     }
 
 
 def held_still(rgb: U8, tracker: Tracker) -> str:
-    """How far the points of the largest face move from frame to frame, when nothing but noise changes."""
+    """How far the points of the largest face move from frame to frame at 720p, when nothing but noise changes."""
     scale = 720 / min(rgb.shape[:2])
     rgb = np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
     rng, camera, points = np.random.default_rng(1), Camera(tracker, rgb.shape[1], rgb.shape[0]), []
     for _ in range(30):
         noisy = rgb + rng.normal(0, NOISE, rgb.shape).astype(np.float32)
-        faces = camera.show(np.clip(noisy, 0, 255).astype(np.uint8))
+        faces = camera.show(np.clip(noisy, 0, 255).astype(np.uint8)).faces
         if faces:
             points.append(faces[0].landmarks_px[:, :2].copy())
+    if len(points) < 10:
+        return "no face"
     steps = np.linalg.norm(np.diff(points[5:], axis=0), axis=2)
     return f"{np.median(steps):.3f} px median, {np.percentile(steps, 95):.3f} px p95"
 
@@ -302,15 +349,17 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder of videos of masked people")
     parser.add_argument("--frames", type=int, default=100_000, help="of each video at most")
     parser.add_argument("--faces", type=int, default=400, help="validation faces at most")
+    parser.add_argument("--trackers", type=Tracker, nargs="+", default=list(Tracker), help="of unmask, mediapipe, both")
     arguments = parser.parse_args()
+    trackers = arguments.trackers
     if arguments.scenes:
-        show("scenes", measure_scenes(arguments.scenes))
+        show("scenes", measure_scenes(arguments.scenes, trackers))
     if arguments.scenes and arguments.crops:
-        show("pasted", measure_pasted(arguments.scenes, arguments.crops))
+        show("pasted", measure_pasted(arguments.scenes, arguments.crops, trackers))
     if arguments.crops and arguments.textures:
-        show("points", measure_points(arguments.crops, arguments.textures, arguments.faces))
+        show("points", measure_points(arguments.crops, arguments.textures, arguments.faces, trackers))
     for video in sorted(arguments.videos.glob("*.mp4")) if arguments.videos else ():
-        show(video.name, {t: measure_video(video, t, arguments.frames) for t in TRACKERS})
+        show(video.name, {t: measure_video(video, t, arguments.frames) for t in trackers})
 
 
 if __name__ == "__main__":

@@ -23,18 +23,16 @@ class DetectorConfig:
     neck: int = 48
 
 
-class Detector(nn.Module):
-    """A small residual network with a feature pyramid (Lin et al. 2017, arXiv:1612.03144) and one head for all levels,
-    without anchors: each cell near the middle of a face gives its box (FCOS, Tian et al. 2019, arXiv:1904.01355).
+class FaceEncoder(nn.Module):
+    """The residual network that detector and landmarker begin with.
 
     Args:
-        config: sizes.
+        widths: as `DetectorConfig.widths`.
     """
 
-    def __init__(self, config: DetectorConfig | None = None) -> None:
+    def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
-        config = config or DetectorConfig()
-        w0, w1, w2, w3 = config.widths
+        w0, w1, w2, w3 = widths
         self.stem = ConvNorm(12, w0, stride=2)
         self.enc0 = Residual(w0)
         self.down1 = ConvNorm(w0, w1, stride=2)
@@ -43,6 +41,27 @@ class Detector(nn.Module):
         self.enc2 = nn.Sequential(Residual(w2), Residual(w2))
         self.down3 = ConvNorm(w2, w3, stride=2)
         self.enc3 = Residual(w3, 2)
+
+    def features(self, rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) 0..1 to the features at 1/8, 1/16 and 1/32 resolution."""
+        x0 = self.enc0(F.relu(self.stem(F.pixel_unshuffle(2.0 * rgb - 1.0, 2))))
+        x1 = self.enc1(F.relu(self.down1(x0)))
+        x2 = self.enc2(F.relu(self.down2(x1)))
+        return x1, x2, self.enc3(F.relu(self.down3(x2)))
+
+
+class Detector(FaceEncoder):
+    """A small residual network with a feature pyramid (Lin et al. 2017, arXiv:1612.03144) and one head for all levels,
+    without anchors: each cell near the middle of a face gives its box (FCOS, Tian et al. 2019, arXiv:1904.01355).
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: DetectorConfig | None = None) -> None:
+        config = config or DetectorConfig()
+        super().__init__(config.widths)
+        _, w1, w2, w3 = config.widths
         self.top = ConvNorm(w3, config.neck, kernel=1)
         self.side2, self.side1 = ConvNorm(w2, config.neck, kernel=1), ConvNorm(w1, config.neck, kernel=1)
         self.up2, self.up1 = Up(config.neck, config.neck), Up(config.neck, config.neck)
@@ -64,10 +83,7 @@ class Detector(nn.Module):
             middle of the cell to the left, upper, right and lower side of its box, px; logits of `KINDS`; x, y of the
             points from the middle of the cell, in px.
         """
-        x0 = self.enc0(F.relu(self.stem(F.pixel_unshuffle(2.0 * rgb - 1.0, 2))))
-        x1 = self.enc1(F.relu(self.down1(x0)))
-        x2 = self.enc2(F.relu(self.down2(x1)))
-        x3 = self.enc3(F.relu(self.down3(x2)))
+        x1, x2, x3 = self.features(rgb)
         y3 = F.relu(self.top(x3))
         y2 = self.up2(y3, self.side2(x2))
         y1 = self.up1(y2, self.side1(x1))

@@ -1,4 +1,4 @@
-"""What the detector gives, in numbers: shared by training, runtime and tracker."""
+"""What the detector and the landmarker give, in numbers: shared by training, runtime and tracker."""
 
 from typing import Final
 
@@ -17,6 +17,20 @@ CHANNELS: Final = 1 + 4 + len(KINDS) + 2 * POINTS
 
 STRIDES: Final = (8, 16, 32)
 """px of the picture per cell of each level of the detector's pyramid."""
+
+LANDMARKER_SIZE: Final = 128
+"""Width and height in px of the picture that the landmarker sees."""
+
+LANDMARKS: Final = 468
+"""The landmarker's points: those of MediaPipe's mesh."""
+
+_POINTS_OF_MESH: Final = ((33, 133), (362, 263), (1,), (61,), (291,))
+"""Points of the mesh whose mean is one of the detector's."""
+
+
+def five_points_of(landmarks: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(5, 2) float32 from (468, 2 or more) of the mesh: the detector's points."""
+    return np.array([landmarks[list(points), :2].mean(axis=0) for points in _POINTS_OF_MESH], np.float32)
 
 
 def cell_centres(height: int, width: int) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 N faces, S = `CROP_SIZE`. Colours and masks are (N, S, S, 3) and (N, S, S) uint8, the layout of the pipeline. The first
 operation makes numbers of bytes, the last one bytes of numbers: TensorRT knows bytes at the edges of a network only.
-The detector, which runs on the processor alone, gives float32 numbers instead of pictures.
+Detector and landmarker, which run on the processor alone, give float32 numbers instead of pictures.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from unmask.models.detector import Detector
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.inpainter import Inpainter
-from unmask.models.rows import KINDS, POINTS
+from unmask.models.landmarker import Landmarker
+from unmask.models.rows import KINDS, LANDMARKER_SIZE, POINTS
 from unmask.models.segmenter import Segmenter
 
 
@@ -79,11 +80,30 @@ class DetectorRuntime(nn.Module):
         return torch.cat([face.sigmoid(), sides, kinds.softmax(dim=2), points], dim=2)
 
 
-Runtime = SegmenterRuntime | InpainterRuntime | DetectorRuntime
+class LandmarkerRuntime(nn.Module):
+    """(N, S, S, 3) uint8 RGB, S = `LANDMARKER_SIZE`, to (N, 3 * 468 + 1) float32: x, y, z of each point in px of the
+    picture, and how likely a face is, 0..1."""
+
+    inputs: Final = ("rgb",)
+    output: Final = "points"
+    picture: Final = (LANDMARKER_SIZE, LANDMARKER_SIZE)
+
+    def __init__(self, network: Landmarker) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        out = self.network(_to_planes(rgb, next(self.network.parameters()).dtype)).float()
+        points = out[:, :-1].unflatten(1, (-1, 3)) + torch.tensor([0.5, 0.5, 0.0], device=out.device)
+        return torch.cat([LANDMARKER_SIZE * points.flatten(1), out[:, -1:].sigmoid()], dim=1)
+
+
+Runtime = SegmenterRuntime | InpainterRuntime | DetectorRuntime | LandmarkerRuntime
 RUNTIMES: Final[dict[str, Callable[[], Runtime]]] = {
     "segmenter": lambda: SegmenterRuntime(Segmenter()),
     "inpainter": lambda: InpainterRuntime(Inpainter()),
     "detector": lambda: DetectorRuntime(Detector()),
+    "landmarker": lambda: LandmarkerRuntime(Landmarker()),
 }
 
 

@@ -60,8 +60,8 @@ _TILE_OVERLAP: Final = 0.25
 
 # Logistic regressions over 1,083 proposals in street scenes with labelled boxes: bias; log odds of the short-range and
 # of the full-range detector; difference of mesh and full-range detector in eyes and in size.
-SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
-AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
+_SCORE: Final = np.array([1.10, 1.57, 0.26, -0.83, -2.72])
+_AGREEMENT: Final = np.array([2.54, 0.0, 0.80, -2.34, -3.03])
 
 _DETECTOR_BOX: Final = 0.9
 """Usual size of a detector's box, in sizes of the mesh's."""
@@ -84,9 +84,8 @@ class Sighting(NamedTuple):
 
     Attributes:
         landmarks_px: (468, 3) float32, as `unmask.stream.frame.Face.landmarks_px`.
-        score: how sure the detectors are together that these points are on a face, 0..1.
-        agreement: how sure the full-range detector alone is, 0..1: enough for a face that was there a moment ago, and
-            the only one that sees a masked face in full profile.
+        score: how likely it is that these points are on a face, 0..1.
+        agreement: the same of a face that was there a moment ago, 0..1; in profile far higher.
     """
 
     landmarks_px: F32
@@ -95,7 +94,7 @@ class Sighting(NamedTuple):
 
 
 class Finder(ABC):
-    """Looks for faces in frames, and follows them from frame to frame with MediaPipe's mesh. Subclasses have detectors.
+    """Looks for faces in frames, and follows them from frame to frame. Subclasses have the networks.
 
     Args:
         canvas: reads the frames.
@@ -113,7 +112,6 @@ class Finder(ABC):
 
     def __init__(self, canvas: Canvas) -> None:
         self._canvas = canvas
-        self._mesh = FaceMesh()
         self.detector_runs = 0
 
     @abstractmethod
@@ -130,21 +128,26 @@ class Finder(ABC):
         return [d for d in found if is_about(d.box_px, centre_px, size_px)]
 
     @abstractmethod
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
+        """The points of the face in a region of the frame (`unmask.models.mediapipe.roi_from_landmarks`), as
+        `unmask.stream.frame.Face.landmarks_px`; False where there plainly is none."""
+
+    @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         """Check points in upright close-ups."""
 
-    def follow(self, frame: Frame, landmarks_px: F32) -> F32:
-        """The points of the face that was, or is expected, at `landmarks_px`."""
-        return self._fit_mesh(frame, roi_from_landmarks(landmarks_px))
+    def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
+        """The points of the face that was, or is expected, at `landmarks_px`; False where there plainly is none."""
+        return self.points(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        """Put the mesh on a proposal, and look closely."""
-        landmarks_px = self._fit_mesh(frame, roi_from_detection(proposal))
+        """Find the points of a proposal, and look closely."""
+        landmarks_px, _ = self.points(frame, roi_from_detection(proposal))
         first = self.look(frame, landmarks_px)
         if max(first.score, first.agreement) < _HOPELESS:
             return first
-        # The mesh frames a face better than a detector does, except in profile, where it drifts off.
-        second = self.look(frame, self.follow(frame, landmarks_px))
+        # The points frame a face better than a detector does, except in profile, where the mesh drifts off.
+        second = self.look(frame, self.follow(frame, landmarks_px)[0])
         return max(second, first, key=lambda s: s.score + s.agreement)
 
     def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
@@ -155,10 +158,6 @@ class Finder(ABC):
         hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
         histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
         return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
-
-    def _fit_mesh(self, frame: Frame, roi: F64) -> F32:
-        points, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
-        return points_to_frame(points, roi)
 
     def picture(self, frame: Frame, view_from_frame: F64, size: tuple[int, int]) -> U8:
         """A view of the frame: (height, width, 3) uint8 RGB."""
@@ -177,6 +176,7 @@ class MediaPipeFinder(Finder):
 
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         super().__init__(canvas)
+        self._mesh = FaceMesh()
         self._detectors = {"full": FaceDetector("full"), "short": FaceDetector("short")}
         width, height = layout.width, layout.height
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
@@ -194,12 +194,17 @@ class MediaPipeFinder(Finder):
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "full")
 
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
+        found, _ = self._mesh(self.picture(frame, roi, (MESH_SIZE, MESH_SIZE)))
+        return points_to_frame(found, roi), True  # of a masked face the mesh often says that there is none
+
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence = self.evidence(frame, landmarks_px)
-        return Sighting(landmarks_px, probability(SCORE, evidence), probability(AGREEMENT, evidence))
+        score, agreement = (probability(float(weights @ evidence)) for weights in (_SCORE, _AGREEMENT))
+        return Sighting(landmarks_px, score, agreement)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """The inputs of `SCORE` and `AGREEMENT`: (5,) float64."""
+        """The inputs of `_SCORE` and `_AGREEMENT`: (5,) float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         seen: dict[str, Detection | None] = {}
         for view in _close_ups(landmarks_px):
@@ -208,7 +213,7 @@ class MediaPipeFinder(Finder):
             seen[view.reach] = next(near, None)
         full = seen["full"]
         errors = eye_error(landmarks_px, full), size_error(landmarks_px, full, _DETECTOR_BOX)
-        return np.array([1.0, log_odds(seen["short"]), log_odds(full), *errors])
+        return np.array([1.0, log_odds(score_of(seen["short"])), log_odds(score_of(full)), *errors])
 
 
 def points_box(landmarks_px: F32) -> Box:
@@ -239,15 +244,20 @@ def is_about(box: Box, centre_px: F64, size_px: float) -> bool:
     return bool(np.linalg.norm(box_centre(box) - centre_px) < size_px) and 0.5 < ratio < 1.8
 
 
-def probability(weights: F64, evidence: F64) -> float:
-    """Of a logistic regression."""
-    return 1.0 / (1.0 + math.exp(-float(weights @ evidence)))
+def probability(odds: float) -> float:
+    """The inverse of `log_odds`."""
+    return 1.0 / (1.0 + math.exp(-odds))
 
 
-def log_odds(seen: Detection | None) -> float:
-    """Of a detection's score, within what a thousand looks could tell."""
-    score = min(max(seen.score if seen else 0.0, 1e-3), 1 - 1e-3)
-    return math.log(score / (1 - score))
+def log_odds(probability: float) -> float:
+    """Of a probability, within what a thousand looks could tell."""
+    clipped = min(max(probability, 1e-3), 1 - 1e-3)
+    return math.log(clipped / (1 - clipped))
+
+
+def score_of(seen: Detection | None) -> float:
+    """Of a detection; 0 where nothing was seen."""
+    return seen.score if seen else 0.0
 
 
 def size_error(landmarks_px: F32, seen: Detection | None, usual: float) -> float:

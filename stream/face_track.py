@@ -18,7 +18,7 @@ _CERTAIN_SCORE: Final = 0.85
 """Frontal faces with a mask score 0.9 and more, profiles 0.5 to 0.8, and there the mesh soon slips off the face."""
 
 _SIZE_TOLERANCE: Final = 0.4
-_SIZE_MEMORY: Final = {True: 0.1, False: 0.01}
+_SIZE_MEMORY: Final = {True: 0.1, False: 0.03}
 """Share of the newest size in the usual one, where the newest close look was certain, and where it was not."""
 
 _APPEARANCE_MEMORY: Final = np.float32(0.1)

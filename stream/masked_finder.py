@@ -1,15 +1,16 @@
-"""Finding faces in a frame with this project's own detector, which knows masks; MediaPipe's mesh gives the points.
+"""Finding faces in a frame with this project's own detector and landmarker, which know masks.
 
 One look at the whole frame finds most faces at once, masked or not. What it proposes is looked at a second time,
-upright and closely, with the same detector.
+upright and closely: the detector once more and the landmarker judge together whether the points are on a face.
 """
 
 from typing import Final
 
 import numpy as np
 
-from unmask.models.masked_faces import MaskedFaceDetector
-from unmask.models.mediapipe import Detection, roi_from_landmarks
+from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
+from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, roi_from_landmarks
+from unmask.models.rows import LANDMARKER_SIZE, five_points_of
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
     MESH_SHARE,
@@ -21,12 +22,12 @@ from unmask.stream.face_finder import (
     box_centre,
     box_size,
     closer,
-    eye_error,
     is_about,
     log_odds,
     moved,
     points_box,
     probability,
+    score_of,
     size_error,
 )
 from unmask.stream.frame import F32, F64, Frame, Layout
@@ -37,24 +38,33 @@ SHAPES: Final = {"wide": (384, 640), "tall": (640, 384), "square": (480, 480), "
 _PROPOSAL_SCORE: Final = 0.3
 _CLOSE_UP_SCORE: Final = 0.05
 
+_SMALLEST_PX: Final = 16.0
+"""Of a face in the frame: what is smaller cannot be painted, and is more often an eye or an ear."""
+
 _AROUND: Final = 4.0
 """Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""
 
 _CLOSE_UP_SHARE: Final = 0.4
 """Size of the face in a close-up."""
 
+_LEAST: Final = 0.1
+"""Where the landmarker gives a face less, there is none."""
+
 _MARGIN: Final = 0.3
 _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
-# Logistic regression over 703 proposals in 102 training scenes with labelled boxes: bias; log odds of the detector in
-# the close-up; difference of mesh and detector in eyes and in size.
-_SCORE: Final = np.array([-2.71, 3.49, -1.40, -1.00])
+# Logistic regressions: bias; log odds of the detector in the close-up; difference of points and detector in place and
+# in size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals
+# in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
+# and followed from there: are they back on the face? The detector is sure of a face whether they are or not.
+_FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15])
+_PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83])
 
 
 class MaskedFinder(Finder):
-    """A `unmask.stream.face_finder.Finder` on this project's detector.
+    """A `unmask.stream.face_finder.Finder` on this project's networks alone.
 
     Args:
         layout: of every frame.
@@ -64,7 +74,9 @@ class MaskedFinder(Finder):
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         super().__init__(canvas)
         self._detectors: dict[str, MaskedFaceDetector] = {}
+        self._landmarker = FaceLandmarker()
         width, height = layout.width, layout.height
+        self._extent = np.array([width, height])
         shape = _shape_of(width, height)
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
         self.overviews = [_view((0.0, 0.0, float(width), float(height)), shape)]
@@ -78,25 +90,56 @@ class MaskedFinder(Finder):
         self.detector_runs += 1
         found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, size), min_score)
         frame_from_view = inverse_affine(view.view_from_frame)
-        return [moved(face, frame_from_view) for face in found]
+        faces = [moved(face, frame_from_view) for face in found]
+        faces = [face for face in faces if box_size(face.box_px) >= _SMALLEST_PX]
+        if view.reach == "close":
+            return faces
+        # Where a tile ends within the frame it may end in a face, and part of one looks like a smaller one. Another
+        # view shows all of it.
+        low, high = np.array([(0, 0), size[::-1]]) @ frame_from_view[:, :2].T + frame_from_view[:, 2]
+        low, high = np.where(low > 1, low, -np.inf), np.where(high < self._extent - 1, high, np.inf)
+        return [face for face in faces if (face.box_px[:2] >= low).all() and (face.box_px[2:] <= high).all()]
 
     def around(self, centre_px: F64, size_px: float) -> View:
         return _view(box_around(centre_px, size_px * _AROUND), "close")
 
+    def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
+        found, likely = self._points(frame, roi)
+        return found, likely >= _LEAST
+
+    def _points(self, frame: Frame, roi: F64) -> tuple[F32, float]:
+        """Points in px of the frame, and how likely a face is there."""
+        roi = roi * (LANDMARKER_SIZE / MESH_SIZE)
+        found, likely = self._landmarker(self.picture(frame, roi, (LANDMARKER_SIZE, LANDMARKER_SIZE)))
+        return points_to_frame(found, roi), likely
+
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        evidence = np.concatenate([[1.0], self.evidence(frame, landmarks_px)])
-        score = probability(_SCORE, evidence)
-        return Sighting(landmarks_px, score, score)
+        return judge(landmarks_px, self.evidence(frame, landmarks_px))
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """What the detector says about points in a close-up, (3,) float64: its log odds, and how far it differs from
-        the points in eyes and in size."""
+        """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (6,) float64."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        view = closer(roi_from_landmarks(landmarks_px), _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
+        roi = roi_from_landmarks(landmarks_px)
+        view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
         seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
-        errors = eye_error(landmarks_px, seen), size_error(landmarks_px, seen, 1.0)
-        return np.array([log_odds(seen), *errors])
+        place = 1.0 if seen is None else _apart(seen.keypoints_px, five_points_of(landmarks_px), size)
+        again, likely = self._points(frame, roi)
+        shift = _apart(again[:, :2], landmarks_px[:, :2], size)
+        errors = place, size_error(landmarks_px, seen, 1.0)
+        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift])
+
+
+def judge(landmarks_px: F32, evidence: F64) -> Sighting:
+    """What `MaskedFinder.evidence` means."""
+    face, placed = (probability(float(weights @ evidence)) for weights in (_FACE, _PLACED))
+    return Sighting(landmarks_px, min(face, placed), placed)
+
+
+def _apart(some_px: F32, others_px: F32, size_px: float) -> float:
+    """Mean distance of (N, 2) points to others, in sizes of the face; 1 at most. In profile the distance of the eyes,
+    the usual unit, would be next to nothing."""
+    return min(float(np.linalg.norm(some_px - others_px, axis=1).mean()) / max(size_px, 1e-6), 1.0)
 
 
 def _shape_of(width: int, height: int) -> str:

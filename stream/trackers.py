@@ -5,7 +5,7 @@ from typing import Final
 
 
 class Tracker(StrEnum):
-    """Whose detector finds the faces; the points are those of MediaPipe's mesh in any case."""
+    """Whose networks find the faces and their points. With both, this project's landmarker gives the points."""
 
     UNMASK = "unmask"
     MEDIAPIPE = "mediapipe"

@@ -1,4 +1,4 @@
-"""The detector: data, training, export, and what the shipped one finds."""
+"""The detector and the landmarker: data, training, export, and what the shipped ones find."""
 
 import csv
 import json
@@ -16,15 +16,16 @@ from typer.testing import CliRunner
 from unmask.cli import app
 from unmask.errors import UserError
 from unmask.models.engine import compile_for_cpu, weights_file
-from unmask.models.masked_faces import MaskedFaceDetector
-from unmask.models.mediapipe import Detection
-from unmask.models.rows import KINDS, STRIDES, cell_centres
+from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
+from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
+from unmask.models.rows import KINDS, LANDMARKER_SIZE, LANDMARKS, STRIDES, cell_centres
 from unmask.models.runtime import load_runtime
-from unmask.train import detector
+from unmask.train import detector, landmarker
 from unmask.train.campaign import preview_sheet
 from unmask.train.config import Recipe, load_recipe
-from unmask.train.data import prepare_crops
+from unmask.train.data import FaceCrops, prepare_crops
 from unmask.train.evaluate_run import evaluate_run
+from unmask.train.materials import load_templates
 from unmask.train.registry import trainer_of
 from unmask.train.tracker_data import (
     BARE,
@@ -32,6 +33,7 @@ from unmask.train.tracker_data import (
     UNKNOWN,
     TrackerData,
     box_of,
+    draw_face,
     is_validation_scene,
     overlap,
     prepare_scenes,
@@ -137,48 +139,64 @@ def test_cells_are_given_to_the_faces_around_them() -> None:
     assert (face[:40] == 0).all(), "nothing is to be found at the upper border"
 
 
-def recipe(crops: Path, data: Path, out: Path, *overrides: str) -> Recipe:
-    """The recipe that ships, made short."""
+def recipe(crops: Path, data: Path, out: Path, *overrides: str, name: str = "detector") -> Recipe:
+    """A recipe that ships, made short."""
     textures = data.parent / "textures"
     places = [f"crops={crops}", f"tracker={data}", f"textures={textures}", f"out={out}", "epoch=4"]
-    sizes = [f"phases.{i}.{key}" for i in range(3) for key in ("steps=2", "size=128", "batch=2")]
-    short = load_recipe("detector", [*places, *sizes, *overrides])
-    return msgspec.structs.replace(short, phases=short.phases[:2])
+    count = len(load_recipe(name).phases)
+    sizes = [f"phases.{i}.{key}" for i in range(count) for key in ("steps=2", "size=128", "batch=2")]
+    if name == "landmarker":
+        places.append(f"encoder={weights_file('detector.safetensors')}")
+    return load_recipe(name, [*places, *sizes, *overrides])
 
 
-def test_the_detector_trains_resumes_and_ships(crops: Path, data: Path, tmp_path: Path) -> None:
-    whole, part = (recipe(crops, data, tmp_path / name) for name in ("whole", "part"))
-    figures = trainer_of(whole).fit()
-    assert figures["validation_giou"] == pytest.approx(1 - figures["validation_box"])
+@pytest.mark.parametrize("name", ["detector", "landmarker"])
+def test_the_trackers_networks_train_resume_and_ship(name: str, crops: Path, data: Path, tmp_path: Path) -> None:
+    whole, part = (recipe(crops, data, tmp_path / folder, name=name) for folder in ("whole", "part"))
+    whole, part = (msgspec.structs.replace(r, phases=2 * r.phases[:1]) for r in (whole, part))
+    trainer = trainer_of(whole)
+    figures = trainer.fit()
+    assert 0 <= figures[trainer.figure] <= 1
+    if name == "detector":
+        assert figures["validation_giou"] == pytest.approx(1 - figures["validation_box"])
     trainer_of(msgspec.structs.replace(part, phases=part.phases[:1])).fit()
     trainer_of(part).fit()  # goes on after the first phase
-    straight, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "part"))
+    straight, resumed = (torch.load(tmp_path / folder / "state.pt", weights_only=True) for folder in ("whole", "part"))
     assert straight["done"] == resumed["done"] == 4
-    for name, value in straight["model"].items():
-        torch.testing.assert_close(value, resumed["model"][name], rtol=0, atol=0)
-    command = ["export", "detector", str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
+    for weight, value in straight["model"].items():
+        torch.testing.assert_close(value, resumed["model"][weight], rtol=0, atol=0)
+    command = ["export", name, str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "detector.onnx").stat().st_size < 1.5e6
+    assert (tmp_path / f"{name}.onnx").stat().st_size < 2.5e6
     with pytest.raises(UserError, match=r"benchmarks/tracking\.py"):
         evaluate_run(tmp_path / "whole", None, lambda done, total: None)
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("name", "override", "message"),
     [
-        ("tracker=", "unmask data tracker"),
-        ("losses.l1=1", "cannot be chosen"),
-        ("augmentation=[{name: RandomGaussianBlur}]", "boxes"),
-        ("split.fold=1", "by hash"),
-        ("phases.1.size=100", "multiple of 32"),
+        ("detector", "tracker=", "unmask data tracker"),
+        ("detector", "losses.l1=1", "cannot be chosen"),
+        ("detector", "augmentation=[{name: RandomGaussianBlur}]", "boxes"),
+        ("detector", "split.fold=1", "by hash"),
+        ("detector", "phases.0.size=100", "multiple of 32"),
+        ("detector", "encoder=x.safetensors", "segmenter-imagenet and landmarker"),
+        ("landmarker", "tracker=", "unmask data tracker"),
+        ("landmarker", "losses.l1=1", "cannot be chosen"),
+        ("landmarker", "augmentation=[{name: RandomGaussianBlur}]", "points"),
+        ("landmarker", "split.fold=1", "by hash"),
+        ("landmarker", "phases.0.size=160", "must be 128"),
+        ("landmarker", "accumulate=2", "leave the key out"),
+        ("landmarker", "encoder=x.safetensors", "cannot read 'x.safetensors'"),
+        ("landmarker", f"encoder={weights_file('inpainter.safetensors')}", "no weights that fit"),
     ],
 )
-def test_what_a_detector_cannot_do_is_said(
-    override: str, message: str, crops: Path, data: Path, tmp_path: Path
+def test_what_the_trackers_networks_cannot_do_is_said(
+    name: str, override: str, message: str, crops: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        trainer_of(recipe(crops, data, tmp_path / "run", override))
+        trainer_of(recipe(crops, data, tmp_path / "run", override, name=name))
     assert not (tmp_path / "run").exists()
 
 
@@ -229,3 +247,71 @@ def test_the_shipped_detector_finds_nothing_in_nothing() -> None:
     for grey in (np.full_like(x, 128), x * 255 // WIDE[1], 255 * ((x // 32 + y // 32) % 2)):
         picture = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
         assert MaskedFaceDetector(WIDE)(picture, 0.4) == []
+
+
+def roi_crop(rgb: np.ndarray, points: np.ndarray, off: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """What the landmarker sees of a face with these points, `off` of its view aside; and the map that cut it out."""
+    roi = landmarker.roi_of(points)
+    roi[0, 2] += off * LANDMARKER_SIZE
+    return cv2.warpAffine(rgb, roi, (LANDMARKER_SIZE, LANDMARKER_SIZE), flags=cv2.INTER_AREA), roi
+
+
+def test_openvino_agrees_with_pytorch_on_points(portrait: Portrait) -> None:
+    picture, _ = roi_crop(portrait.masked, portrait.landmarks)
+    runtime = load_runtime("landmarker", weights_file("landmarker.safetensors"))
+    with torch.inference_mode():
+        expected = runtime(torch.from_numpy(picture[None])).numpy()[0]
+    points, likely = FaceLandmarker()(picture)
+    assert points.shape == (LANDMARKS, 3)
+    np.testing.assert_allclose(points.reshape(-1), expected[:-1], atol=0.1)
+    assert likely == pytest.approx(expected[-1], abs=0.01)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_shipped_landmarker_places_hidden_points_too(portrait: Portrait, masked: bool) -> None:
+    eyes = np.linalg.norm(portrait.landmarks[33] - portrait.landmarks[263])
+    for off in (-0.05, 0.05):
+        picture, roi = roi_crop(portrait.masked if masked else portrait.bare, portrait.landmarks, off)
+        points, likely = FaceLandmarker()(picture)
+        away = np.linalg.norm((points_to_frame(points, roi) - portrait.landmarks)[:, :2], axis=1) / eyes
+        assert away.mean() < 0.1
+        assert likely > 0.9
+
+
+def test_the_shipped_landmarker_knows_when_it_sees_no_face(portrait: Portrait) -> None:
+    far, _ = roi_crop(portrait.masked, portrait.landmarks, 0.8)
+    for picture in (far, np.full_like(far, 120)):
+        assert FaceLandmarker()(picture)[1] < 0.2
+
+
+@pytest.mark.shared
+def test_hidden_points_of_real_faces_are_placed_better_than_by_mediapipe(shared: Path, tmp_path: Path) -> None:
+    """Validation faces, which trained nothing, with drawn masks: how far both are from the mesh of the bare face."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for path in sorted((shared / "data" / "faces" / "celebahq").iterdir()):
+        if is_validation(path.name):
+            (folder / path.name).symlink_to(path)
+    prepare_crops([folder], tmp_path / "crops", lambda done, total: None)
+    faces, templates = FaceCrops.open(tmp_path / "crops"), load_templates(shared / "data" / "textures")
+    find, mesh, rng = FaceLandmarker(), FaceMesh(), np.random.default_rng(0)
+    ours, theirs = [], []
+    for index in faces.split(True)[:30]:
+        drawn = draw_face(faces, int(index), templates, rng)
+        if drawn.kind == BARE:
+            continue
+        below = drawn.points[:, 1] > drawn.points[4, 1]
+        eyes = np.linalg.norm(drawn.points[33] - drawn.points[263])
+        roi = roi_from_landmarks(drawn.points)
+        roi[:, 2] += rng.normal(0, 0.05 * MESH_SIZE, 2)
+        mesh_sees = cv2.warpAffine(drawn.rgb, roi, (MESH_SIZE, MESH_SIZE), flags=cv2.INTER_AREA)
+        roi_of_ours = roi * (LANDMARKER_SIZE / MESH_SIZE)
+        we_see = cv2.warpAffine(drawn.rgb, roi_of_ours, (LANDMARKER_SIZE, LANDMARKER_SIZE), flags=cv2.INTER_AREA)
+        for errors, points in (
+            (ours, points_to_frame(find(we_see)[0], roi_of_ours)),
+            (theirs, points_to_frame(mesh(mesh_sees)[0], roi)),
+        ):
+            errors.append(np.linalg.norm((points - drawn.points)[below, :2], axis=1).mean() / eyes)
+    assert len(ours) >= 10
+    assert np.mean(ours) < 0.09
+    assert np.mean(ours) < np.mean(theirs)

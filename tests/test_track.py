@@ -222,6 +222,17 @@ def test_a_flash_is_no_cut(portrait: Portrait) -> None:
         assert ids(faces) == [0]
 
 
+def test_our_own_tracker_needs_no_network_of_mediapipe(portrait: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: str, threads: int) -> None:
+        raise AssertionError(f"{file} is not needed")
+
+    monkeypatch.setattr("unmask.models.mediapipe._compile", refuse)
+    camera = Camera(tracker=Tracker.UNMASK)
+    for _ in range(12):
+        (face,) = camera.show(picture(portrait.masked, placed(320, 240)))
+    assert face.score > 0.8
+
+
 @pytest.mark.parametrize("tracker", Tracker)
 def test_a_face_that_leaves_is_given_no_more(portrait: Portrait, tracker: Tracker) -> None:
     camera = Camera(tracker=tracker)
@@ -292,6 +303,7 @@ def run_filter(settings: OneEuroSettings, signal: Callable[[int], F64]) -> F64:
         ("looking-down-404p.mp4", 1, 60, Tracker.MEDIAPIPE),
         ("looking-down-404p.mp4", 1, 60, Tracker.UNMASK),
         ("handheld-yaw-544p.mp4", 1, 160, Tracker.MEDIAPIPE),
+        ("handheld-yaw-544p.mp4", 1, 160, Tracker.UNMASK),
         ("four-people-506p.mp4", 4, 40, Tracker.MEDIAPIPE),
         ("four-people-506p.mp4", 4, 40, Tracker.UNMASK),
     ],

@@ -18,7 +18,7 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "segmenter", "segmenter-real", "context-encoder", "gated", "fourier", "attention", "din2020"),
-    *("oagan", "segmenter-imagenet", "detector"),
+    *("oagan", "segmenter-imagenet", "detector", "landmarker"),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
@@ -32,6 +32,7 @@ SMALL = {
     "oagan": ["sizes.width=4"],
     "segmenter-imagenet": ["sizes.width=8"],
     "detector": ["sizes={widths: [8, 8, 8, 8], neck: 8}"],
+    "landmarker": ["sizes={widths: [8, 8, 8, 8], coarse: 8, fine: 4, hidden: 16}", "phases.0.size=128", "encoder="],
 }
 """Overrides that make each recipe's network tiny."""
 

@@ -149,13 +149,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         textures: folder of mask pictures with `masks.cfg`; empty for drawn masks only.
         real: folder written by `unmask data label`: real masked faces, with labels that are sure in most places
             (segmenters) or without (oagan); empty for none.
-        tracker: folder written by `unmask data tracker` (detector).
+        tracker: folder written by `unmask data tracker` (detector, landmarker).
         perceptual_weights: file with the convolutions of a VGG (keys `features.N.weight`), for perceptual and style.
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
         identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
         start: weights to start from, safetensors of the whole network; empty for random ones.
-        encoder: what the encoder starts from (segmenter-imagenet): a file with torchvision's state dict of a ResNet-18,
-            or "imagenet" to download it from where torchvision does.
+        encoder: what the encoder starts from. segmenter-imagenet: a file with torchvision's state dict of a ResNet-18,
+            or "imagenet" to download it from where torchvision does; landmarker: a detector's safetensors.
         seed: of weights and data.
         ema: decay of the averaged weights, which are what is validated and exported.
         clip: largest norm of the gradient.

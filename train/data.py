@@ -15,6 +15,7 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.models.rows import five_points_of
 from unmask.train.config import Split
 from unmask.train.listings import five_points, parts_of
 
@@ -62,8 +63,6 @@ def largest_face(rgb: U8, detector: FaceDetector, mesh: FaceMesh) -> F32 | None:
     return max(faces, key=lambda p: float(np.ptp(p[:, 0])), default=None)
 
 
-_FIVE_POINTS: Final = ((33, 133), (362, 263), (1,), (61,), (291,))
-"""Points of the mesh whose mean is one of the five that `listings.five_points` reads and the detector finds."""
 _FAR: Final = 0.3
 """Mean distance, in distances of the eyes, beyond which a face is another one than the list says."""
 
@@ -74,12 +73,6 @@ def listed_face(rgb: U8, five: F32, detector: FaceDetector, mesh: FaceMesh) -> F
     eyes = float(np.linalg.norm(five[1] - five[0])) + 1e-6
     away = [float(np.linalg.norm(five_points_of(face) - five, axis=1).mean()) / eyes for face in faces]
     return faces[int(np.argmin(away))] if away and min(away) < _FAR else None
-
-
-def five_points_of(landmarks: F32) -> F32:
-    """(5, 2) float32 from (468, 2 or more) of the mesh: right eye, left eye, tip of the nose, right and left corner of
-    the mouth, as the person has them."""
-    return np.array([landmarks[list(points), :2].mean(axis=0) for points in _FIVE_POINTS], np.float32)
 
 
 def prepare_crops(

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from unmask.errors import UserError
 from unmask.models.geometry import transform_points
-from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres
+from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres, five_points_of
 from unmask.train.config import Phase, Recipe, Split
-from unmask.train.data import five_points_of
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device, split_batch
 from unmask.train.optimizers import make_optimizer

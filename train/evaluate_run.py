@@ -21,6 +21,7 @@ from unmask.train.data import FaceCrops, draws
 from unmask.train.detector import DetectorTrainer
 from unmask.train.evaluate import psnr, structural_similarity
 from unmask.train.instruments import Instruments
+from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.loop import Indices
 from unmask.train.materials import load_templates
 from unmask.train.registry import build, model_of
@@ -108,11 +109,12 @@ def evaluate_run(
         The figures, and a sheet of the first pictures: masked, mask over picture, result, truth.
 
     Raises:
-        UserError: the folder is of no run, or of a detector's, or its crops are not those that it was trained on.
+        UserError: the folder is of no run, or of one of the tracker's networks, or its crops are not those that it was
+            trained on.
     """
     recipe, network = load_run(folder)
-    if model_of(recipe).trainer is DetectorTrainer:
-        raise UserError("a detector finds no masks and paints nothing; measure it with benchmarks/tracking.py")
+    if model_of(recipe).trainer in (DetectorTrainer, LandmarkerTrainer):
+        raise UserError(f"a {recipe.model} finds no masks and paints nothing; measure it with benchmarks/tracking.py")
     if crops is None:
         pins.check(folder, {"crops": pins.hash_of(Path(recipe.crops))})
     faces = FaceCrops.open(crops or Path(recipe.crops))

@@ -274,6 +274,20 @@ def load_start(model: nn.Module, path: Path) -> None:
         raise UserError(f"start: '{path}' holds no weights of this model: {reason}") from error
 
 
+def load_encoder(model: nn.Module, path: Path) -> None:
+    """Load what a model has in common with another one, which it starts from. Raises UserError where that is nothing,
+    or does not fit."""
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    try:
+        known = {name: value for name, value in load_file(path).items() if name in wanted}
+        fitting = bool(known) and all(value.shape == wanted[name] for name, value in known.items())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"encoder: cannot read '{path}': {' '.join(str(error).split())[:160]}") from error
+    if not fitting:
+        raise UserError(f"encoder: '{path}' holds no weights that fit this model's encoder")
+    model.load_state_dict(known, strict=False)
+
+
 class Trainer(ABC, Generic[B]):
     """A network in training: its data, optimizers, averaged weights and files. Subclasses make batches and losses.
 

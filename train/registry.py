@@ -11,6 +11,7 @@ from torch import nn
 from unmask.errors import UserError
 from unmask.models.detector import Detector, DetectorConfig
 from unmask.models.inpainter import Inpainter, InpainterConfig
+from unmask.models.landmarker import Landmarker, LandmarkerConfig
 from unmask.models.published.attention import AttentionConfig, AttentionInpainter
 from unmask.models.published.context_encoder import ContextEncoder, ContextEncoderConfig
 from unmask.models.published.din2020 import Din2020, Din2020Config
@@ -23,7 +24,8 @@ from unmask.train import processes
 from unmask.train.config import Recipe, as_struct, nearest
 from unmask.train.detector import DetectorTrainer
 from unmask.train.inpainter import PaintTrainer
-from unmask.train.loop import Trainer
+from unmask.train.landmarker import LandmarkerTrainer
+from unmask.train.loop import Trainer, load_encoder
 from unmask.train.segmenter import SegmentTrainer
 from unmask.train.unmasker import UnmaskTrainer
 
@@ -49,6 +51,7 @@ MODELS: Final[dict[str, Model]] = {
     "inpainter": Model(Inpainter, InpainterConfig, PaintTrainer),
     "segmenter": Model(Segmenter, SegmenterConfig, SegmentTrainer),
     "detector": Model(Detector, DetectorConfig, DetectorTrainer),
+    "landmarker": Model(Landmarker, LandmarkerConfig, LandmarkerTrainer),
     "context-encoder": Model(ContextEncoder, ContextEncoderConfig, PaintTrainer),
     "gated": Model(GatedInpainter, GatedConfig, PaintTrainer),
     "fourier": Model(FourierInpainter, FourierConfig, PaintTrainer),
@@ -73,9 +76,12 @@ def build(recipe: Recipe) -> nn.Module:
     model = model_of(recipe)
     network = model.network(as_struct(recipe.sizes, model.config, f"sizes of {recipe.model}"))
     if recipe.encoder:
-        if not isinstance(network, ResNetSegmenter):
-            raise UserError(f"encoder: {recipe.model} has none to load; it is for segmenter-imagenet")
-        network.encoder.load_torchvision(Path(recipe.encoder))
+        if isinstance(network, ResNetSegmenter):
+            network.encoder.load_torchvision(Path(recipe.encoder))
+        elif isinstance(network, Landmarker):
+            load_encoder(network, Path(recipe.encoder))
+        else:
+            raise UserError(f"encoder: {recipe.model} has none to load; it is for segmenter-imagenet and landmarker")
     return network
 
 

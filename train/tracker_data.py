@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.rows import KINDS, POINTS
-from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, five_points_of, read_rgb
+from unmask.models.rows import KINDS, POINTS, five_points_of
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
     Masked,
@@ -228,12 +228,14 @@ class Scene:
         boxes: (N, 4) float32 px.
         kinds: (N,) int64, indices into `KINDS`, or `UNKNOWN`.
         points: (N, 5, 2) float32 px, NaN where they are not known.
+        meshes: (M, 468, 3) float32 px, of the faces whose points are known.
     """
 
     rgb: U8
     boxes: F32
     kinds: npt.NDArray[np.int64]
     points: F32
+    meshes: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,4 +279,5 @@ def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
     points = np.array([five_points_of(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
     kinds = np.array([f["kind"] for f in faces], np.int64)
     boxes = np.array([f["box"] for f in faces], np.float32)
-    return Scene(read_rgb(Path(entry["file"])), boxes.reshape(-1, 4), kinds, points.reshape(-1, POINTS, 2))
+    meshes = mesh[[f["points"] for f in faces if f["points"] >= 0]]
+    return Scene(read_rgb(Path(entry["file"])), boxes.reshape(-1, 4), kinds, points.reshape(-1, POINTS, 2), meshes)

@@ -25,7 +25,9 @@ def compile_networks(
     """
     from unmask.models.engine import NETWORKS, cache_folder, choose, load
     from unmask.models.engines import parity
+    from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
     from unmask.models.mediapipe import FaceDetector, FaceMesh
+    from unmask.stream.masked_finder import SHAPES
 
     choice = choose(device, engine)
     for reason in choice.why_not_better:
@@ -36,5 +38,7 @@ def compile_networks(
         seconds = time.monotonic() - began
         agreement = parity.check(network, loaded, parity.MOST_CROPS)
         print(f"{network}: {loaded.description}; {agreement:.1f} dB against float32; ready in {seconds:.1f} s")
-    FaceDetector("short"), FaceDetector("full"), FaceMesh()
+    FaceDetector("short"), FaceDetector("full"), FaceMesh(), FaceLandmarker()
+    for size in SHAPES.values():
+        MaskedFaceDetector(size)
     print(f"the trackers' networks: OpenVINO on the CPU; everything is kept in {cache_folder()}")

@@ -86,7 +86,7 @@ def tracker(
     stills: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Portraits of masked people.")] = None,
     variants: Annotated[int, typer.Option(metavar="N", min=1, help="How often each face is drawn.")] = 2,
 ) -> None:
-    """Draw faces with masks and list real ones, to train the detector on."""
+    """Draw faces with masks and list real ones, to train detector and landmarker."""
     from unmask.stream.stills import landmarks_of_faces
     from unmask.train.tracker_data import prepare_faces, prepare_scenes
 
@@ -328,7 +328,7 @@ def evaluate_training_run(
 
 
 def export(
-    network: Annotated[str, typer.Argument(metavar="segmenter|inpainter|detector")],
+    network: Annotated[str, typer.Argument(metavar="segmenter|inpainter|detector|landmarker")],
     checkpoints: Annotated[list[Path], typer.Argument(metavar="STATE.pt...", help="Checkpoints of training runs.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where both files are written.")],
 ) -> None:

@@ -86,7 +86,7 @@ FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
 class Track(Stage):
     """Fills `Frame.faces`, largest first, and sets `Frame.discontinuity` at scene cuts.
 
-    The mesh follows every face from frame to frame; a closer look checks it at intervals, and at once where it moves
+    Landmarks follow every face from frame to frame; a closer look checks it at intervals, and at once where it moves
     strangely. A face that keeps still is moved along, and `Face.still` spares it the networks of all stages, until it
     changes or their turn has come. New faces are searched for at intervals, in the whole picture and in tiles of it in
     turn, and everywhere at the beginning of a scene.
@@ -96,7 +96,7 @@ class Track(Stage):
         detect_every: frames between searches while all known faces are in sight.
         spread: False does in each frame all that it asks for, and searches everywhere in the first frame of a scene.
             True spreads that over frames, so that none takes much longer than others: the search goes view by view, the
-            whole picture first, and close looks wait for their turn, while the mesh goes on following. Small faces are
+            whole picture first, and close looks wait for their turn, while the landmarks go on. Small faces are
             found some frames later, and so is what happens to several doubtful ones at once.
         tracker: whose detector finds the faces.
         networks_every: frames between two in which networks look at a face that keeps still; those of several faces
@@ -217,8 +217,8 @@ class Track(Stage):
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
             return
-        landmarks_px = self._finder.follow(frame, track.predicted_px)
-        jumps = track.jumps_to(landmarks_px)
+        landmarks_px, there = self._finder.follow(frame, track.predicted_px)
+        jumps = not there or track.jumps_to(landmarks_px)
         if not (look or track.doubtful or jumps):
             track.advance(landmarks_px, frame.pts_seconds)
         elif self._may_look(track, around=track.unsure is not None):
@@ -237,7 +237,7 @@ class Track(Stage):
         return turn % every == 0
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
-        """Check where the mesh has followed a face to. Where that is in doubt, search around it, at once or later."""
+        """Check where a face has been followed to. Where that is in doubt, search around it, at once or later."""
         if track.unsure is None:
             sighting = self._finder.look(frame, landmarks_px)
         else:
@@ -320,7 +320,7 @@ class Track(Stage):
                 fits.append((sighting, proposal.box_px))
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame, trusted=opening):
+            if not self._meet(sighting, frame, trusted=opening) and sighting.score < _FIRST_SCORE:
                 self._rejected.append((box, frame.index))
         in_sight = sum(1 for track in self._tracks if not track.misses)
         quiet = in_sight and in_sight == len(self._tracks)
