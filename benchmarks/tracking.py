@@ -167,7 +167,7 @@ def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
 
 
 def measure_scenes(folder: Path, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
-    looks = {tracker: alone(tracker) for tracker in trackers if tracker is not Tracker.BOTH}
+    looks = {tracker: alone(tracker) for tracker in trackers}
     tallies = {name: Tally() for name in (*trackers, *(f"{name}, detector alone" for name in looks))}
     for rgb, boxes, kinds in validation_scenes(folder):
         for tracker in trackers:
@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder of videos of masked people")
     parser.add_argument("--frames", type=int, default=100_000, help="of each video at most")
     parser.add_argument("--faces", type=int, default=400, help="validation faces at most")
-    parser.add_argument("--trackers", type=Tracker, nargs="+", default=list(Tracker), help="of unmask, mediapipe, both")
+    parser.add_argument("--trackers", type=Tracker, nargs="+", default=list(Tracker), help="of unmask, mediapipe")
     arguments = parser.parse_args()
     trackers = arguments.trackers
     if arguments.scenes:

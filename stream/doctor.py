@@ -133,7 +133,6 @@ def _trackers() -> Iterator[str]:
     found_by = {
         Tracker.UNMASK: "this project's detector finds the faces, its landmarker gives their points",
         Tracker.MEDIAPIPE: "MediaPipe's detectors find the faces, its mesh gives their points",
-        Tracker.BOTH: "both find the faces, this project's landmarker gives their points",
     }
     for tracker, text in found_by.items():
         yield f"--tracker {tracker}{' (default)' if tracker is DEFAULT_TRACKER else ''}: {text}"

@@ -38,8 +38,8 @@ SHAPES: Final = {"wide": (384, 640), "tall": (640, 384), "square": (480, 480), "
 _PROPOSAL_SCORE: Final = 0.3
 _CLOSE_UP_SCORE: Final = 0.05
 
-_SMALLEST_PX: Final = 16.0
-"""Of a face in the frame: what is smaller cannot be painted, and is more often an eye or an ear."""
+_SMALLEST_PX: Final = 24.0
+"""Of a face in the frame: what is smaller cannot be painted, and is more often an eye, an ear or an ornament."""
 
 _AROUND: Final = 4.0
 """Side of the region searched around a known face, in sizes of the face: it is then 40 px of the detector's 160."""

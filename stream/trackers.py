@@ -5,11 +5,10 @@ from typing import Final
 
 
 class Tracker(StrEnum):
-    """Whose networks find the faces and their points. With both, this project's landmarker gives the points."""
+    """Whose networks find the faces and their points."""
 
     UNMASK = "unmask"
     MEDIAPIPE = "mediapipe"
-    BOTH = "both"
 
 
-DEFAULT_TRACKER: Final = Tracker.MEDIAPIPE
+DEFAULT_TRACKER: Final = Tracker.UNMASK

@@ -61,8 +61,8 @@ def test_engines_say_why_they_cannot_run() -> None:
 
 def test_the_default_tracker_is_named() -> None:
     lines = findings("Tracker")
-    assert [line.split()[1].rstrip(":") for line in lines] == ["unmask", "mediapipe", "both"]
-    assert ["(default)" in line for line in lines] == [False, True, False]
+    assert [line.split()[1].rstrip(":") for line in lines] == ["unmask", "mediapipe"]
+    assert ["(default)" in line for line in lines] == [True, False]
 
 
 def test_weights_are_named_by_their_hash_and_card() -> None:

@@ -82,7 +82,7 @@ _MaxFaces = Annotated[
 ]
 _Tracker = Annotated[
     Tracker,
-    typer.Option("--tracker", metavar="unmask|mediapipe|both", help="Whose networks find the faces and their points."),
+    typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces and their points."),
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]

@@ -195,7 +195,7 @@ def live(
     ] = 8,
     person: PersonOption = None,
     tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe|both", help="Whose networks find the faces and their points.")
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
     ] = DEFAULT_TRACKER,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
 ) -> None:

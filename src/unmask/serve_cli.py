@@ -90,7 +90,7 @@ def serve(
     ] = 8,
     person: PersonOption = None,
     tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe|both", help="Whose networks find the faces and their points.")
+        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
     ] = DEFAULT_TRACKER,
     max_clients: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.", rich_help_panel=_LIMITS)

@@ -17,7 +17,6 @@ from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
-from unmask.stream.united_finder import UnitedFinder
 
 _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
@@ -79,7 +78,6 @@ _SAME_FACE: Final = 0.5
 FINDERS: Final[dict[Tracker, Callable[[Layout, Canvas], Finder]]] = {
     Tracker.UNMASK: MaskedFinder,
     Tracker.MEDIAPIPE: MediaPipeFinder,
-    Tracker.BOTH: UnitedFinder,
 }
 
 
