@@ -9,10 +9,10 @@ import numpy as np
 from unmask.models.geometry import canonical_crop
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import MediaPipeFinder
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
 from unmask.stream.stage import Context
-from unmask.stream.stages.track import Track
+from unmask.stream.stages.track import FINDERS, Track
+from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _PAD: Final = 0.35
 """The border is repeated this far around the picture (of its larger side): a face may fill it, or be cut off by it."""
@@ -40,7 +40,7 @@ def crop_of_portrait(rgb: U8) -> F64 | None:
     padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
     layout = Layout(padded.shape[1], padded.shape[0], "rgb24")
     frame = Frame(0, 0, Fraction(1), layout, padded.reshape(-1), 0)
-    finder = MediaPipeFinder(layout, Canvas(layout))
+    finder = FINDERS[DEFAULT_TRACKER](layout, Canvas(layout))
     height, width = rgb.shape[:2]
     whole = (float(pad), float(pad), float(pad + width), float(pad + height))
     proposals = [Detection(whole, _USUAL * (width, height) + np.float32(pad), 0.0)]
@@ -64,15 +64,15 @@ def crops_of_faces(rgb: U8, smallest_px: float = 48.0) -> list[F64]:
     Returns:
         (2, 3) float64 maps from picture px to crop px, largest face first.
     """
-    return [crop for crop, _ in _faces_of_picture(rgb, smallest_px)]
+    return [crop for crop, _ in _faces_of_picture(rgb, smallest_px, DEFAULT_TRACKER)]
 
 
 def landmarks_of_faces(rgb: U8, smallest_px: float = 16.0) -> list[F32]:
-    """The (468, 3) float32 landmarks of the same faces, in px of the picture."""
-    return [landmarks for _, landmarks in _faces_of_picture(rgb, smallest_px)]
+    """(468, 3) float32 landmarks of the faces of a picture, in px of it, by MediaPipe's networks, which teach ours."""
+    return [landmarks for _, landmarks in _faces_of_picture(rgb, smallest_px, Tracker.MEDIAPIPE)]
 
 
-def _faces_of_picture(rgb: U8, smallest_px: float) -> list[tuple[F64, F32]]:
+def _faces_of_picture(rgb: U8, smallest_px: float, tracker: Tracker) -> list[tuple[F64, F32]]:
     """Canonical crop and landmarks of each face."""
     pad = round(_PAD * max(rgb.shape[:2]))
     padded = np.ascontiguousarray(cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
@@ -80,7 +80,7 @@ def _faces_of_picture(rgb: U8, smallest_px: float) -> list[tuple[F64, F32]]:
     context = Context(layout, _MAX_FACES)
     frame = Frame(0, 0, Fraction(1), layout, np.zeros(layout.slot_bytes(context.max_faces), np.uint8), 0)
     frame.planes[0][...] = padded
-    track = Track(max_faces=_MAX_FACES)
+    track = Track(max_faces=_MAX_FACES, tracker=tracker)
     track.open(context)
     found = []
     for face in (face for given in track.process(frame) for face in given.faces):

@@ -180,7 +180,7 @@ def test_a_live_scene_costs_no_frame_much_and_ends_up_with_the_same_faces(portra
     whole, live = (Camera(face_stages(Settings(max_faces=MAX_FACES), live=live)[0], layout) for live in (False, True))
     at_once = whole.show(rgb)
     assert len(at_once) == 3
-    assert whole.runs[0] >= 9 + 3  # nine views, and a closer look at each face
+    assert whole.runs[0] >= 6 + 2 * 3  # six views, and closer looks at each face
     for i in range(cut_at + 25):
         live.show(rgb, discontinuity=0 < i == cut_at)
     assert max(live.runs) <= 5  # a view and a closer look, or checks of known faces
