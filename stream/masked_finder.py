@@ -73,11 +73,12 @@ class MaskedFinder(Finder):
 
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         super().__init__(canvas)
-        self._detectors: dict[str, MaskedFaceDetector] = {}
-        self._landmarker = FaceLandmarker()
         width, height = layout.width, layout.height
         self._extent = np.array([width, height])
         shape = _shape_of(width, height)
+        # Both compiled before the first frame, which a live run would otherwise show late.
+        self._detectors = {reach: MaskedFaceDetector(SHAPES[reach]) for reach in (shape, "close")}
+        self._landmarker = FaceLandmarker()
         around = (-_MARGIN * width, -_MARGIN * height, (1 + _MARGIN) * width, (1 + _MARGIN) * height)
         self.overviews = [_view((0.0, 0.0, float(width), float(height)), shape)]
         self.margins = [_view(around, shape)]
@@ -85,8 +86,6 @@ class MaskedFinder(Finder):
 
     def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
         size = SHAPES[view.reach]
-        if view.reach not in self._detectors:
-            self._detectors[view.reach] = MaskedFaceDetector(size)
         self.detector_runs += 1
         found = self._detectors[view.reach](self.picture(frame, view.view_from_frame, size), min_score)
         frame_from_view = inverse_affine(view.view_from_frame)
