@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from unmask.errors import UserError
 from unmask.models.geometry import transform_points
 from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres, five_points_of
-from unmask.train.config import Phase, Recipe, Split
+from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device, split_batch
 from unmask.train.optimizers import make_optimizer
-from unmask.train.tracker_data import TrackerData, box_of, draw_face, overlap
+from unmask.train.tracker_data import TrackerData, box_of, check_recipe, draw_face, overlap
 from unmask.train.views import as_filmed
 
 U8 = npt.NDArray[np.uint8]
@@ -334,14 +334,7 @@ class DetectorTrainer(Trainer[Batch]):
 
 def _check(recipe: Recipe) -> None:
     """Refuse what a detector's run would leave out in silence. Raises UserError."""
-    if not recipe.tracker:
-        raise UserError("tracker: the detector needs a folder written by `unmask data tracker`")
-    if recipe.losses or any(phase.losses for phase in recipe.phases):
-        raise UserError("losses: the detector has its own, which cannot be chosen; leave the key out")
-    if recipe.augmentation:
-        raise UserError("augmentation: it would not move the boxes of faces; the detector draws its own")
-    if recipe.split != Split():
-        raise UserError("split: `unmask data tracker` has split the faces of the detector by hash; leave the key out")
+    check_recipe(recipe, "detector", "boxes")
     if any(phase.size % max(STRIDES) for phase in recipe.phases):
         raise UserError(f"phases: size must be a multiple of {max(STRIDES)} for the detector")
 

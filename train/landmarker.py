@@ -18,11 +18,11 @@ from unmask.models.geometry import ANCHOR_POINTS, transform_points
 from unmask.models.landmarker import Landmarker
 from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, roi_from_landmarks
 from unmask.models.rows import LANDMARKER_SIZE, LANDMARKS
-from unmask.train.config import Phase, Recipe, Split
+from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device
 from unmask.train.optimizers import make_optimizer
-from unmask.train.tracker_data import TrackerData, draw_face
+from unmask.train.tracker_data import TrackerData, check_recipe, draw_face
 from unmask.train.views import as_filmed
 
 U8 = npt.NDArray[np.uint8]
@@ -243,14 +243,7 @@ class LandmarkerTrainer(Trainer[Batch]):
 
 def _check(recipe: Recipe) -> None:
     """Refuse what a landmarker's run would leave out in silence. Raises UserError."""
-    if not recipe.tracker:
-        raise UserError("tracker: the landmarker needs a folder written by `unmask data tracker`")
-    if recipe.losses or any(phase.losses for phase in recipe.phases):
-        raise UserError("losses: the landmarker has its own, which cannot be chosen; leave the key out")
-    if recipe.augmentation:
-        raise UserError("augmentation: it would not move the points of faces; the landmarker draws its own")
-    if recipe.split != Split():
-        raise UserError("split: `unmask data tracker` has split the faces by hash; leave the key out")
+    check_recipe(recipe, "landmarker", "points")
     if recipe.accumulate != 1:
         raise UserError("accumulate: the landmarker's batches are small enough to be taken whole; leave the key out")
     if any(phase.size != LANDMARKER_SIZE for phase in recipe.phases):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from unmask.errors import UserError
 from unmask.models.rows import KINDS, POINTS, five_points_of
+from unmask.train.config import Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
@@ -53,6 +54,27 @@ _PASSED: Final = 0.4
 def is_validation_scene(name: str) -> bool:
     """Whether a picture with labelled boxes is kept for validation, by the SHA-256 of its file name."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % _SCENE_VALIDATION == 0
+
+
+def check_recipe(recipe: Recipe, network: str, drawn: str) -> None:
+    """Refuse what a run on these data would leave out in silence.
+
+    Args:
+        recipe: what is to be run.
+        network: its name, for the message.
+        drawn: what augmentation of pictures alone would leave in its old place.
+
+    Raises:
+        UserError: there is such a key, or `tracker` is missing.
+    """
+    if not recipe.tracker:
+        raise UserError(f"tracker: the {network} needs a folder written by `unmask data tracker`")
+    if recipe.losses or any(phase.losses for phase in recipe.phases):
+        raise UserError(f"losses: the {network} has its own, which cannot be chosen; leave the key out")
+    if recipe.augmentation:
+        raise UserError(f"augmentation: it would not move the {drawn} of faces; the {network} draws its own")
+    if recipe.split != Split():
+        raise UserError(f"split: `unmask data tracker` has split the faces of the {network} by hash; leave the key out")
 
 
 def box_of(landmarks: F32) -> F32:
