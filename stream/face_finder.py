@@ -47,6 +47,7 @@ _CLOSE_UP_SCORE: Final = 0.05
 """Low: what is seen in a close-up is only evidence."""
 
 _HOPELESS: Final = 0.1
+_DOUBT: Final = 0.7
 
 _AROUND: Final = 5.0
 """Side of the region searched around a known face, in sizes of the face: the full-range detector knows profiles best at
@@ -141,14 +142,16 @@ class Finder(ABC):
         return self.points(frame, roi_from_landmarks(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
-        """Find the points of a proposal, and look closely."""
+        """Find the points of a proposal, and look closely: twice, and a third time where that leaves doubt."""
         landmarks_px, _ = self.points(frame, roi_from_detection(proposal))
-        first = self.look(frame, landmarks_px)
-        if max(first.score, first.agreement) < _HOPELESS:
-            return first
-        # The points frame a face better than a detector does, except in profile, where the mesh drifts off.
-        second = self.look(frame, self.follow(frame, landmarks_px)[0])
-        return max(second, first, key=lambda s: s.score + s.agreement)
+        best = self.look(frame, landmarks_px)
+        for doubt in (1.0, _DOUBT):
+            if max(best.score, best.agreement) < _HOPELESS or best.score > doubt:
+                break
+            # The points frame a face better than a detector does, except in profile, where they may drift off.
+            landmarks_px, _ = self.follow(frame, landmarks_px)
+            best = max(self.look(frame, landmarks_px), best, key=lambda s: s.score + s.agreement)
+        return best
 
     def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
         """What a head, with its hair and collar, has of each colour: (N,) float32 of unit length, to tell people apart

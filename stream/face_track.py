@@ -56,6 +56,7 @@ class FaceTrack:
         still: True where it has only been moved along since the frame before.
         quiet: True where it has kept still since the last close look.
         calm: frames in a row in which it has kept still.
+        restless: how often in a row it was tried whether it keeps still, and it did not.
         landmarks_px: (468, 3) float32, filtered.
         crop: filtered.
         appearance: (N,) float32, usual colours of the head (`unmask.stream.face_finder.Finder.appearance`).
@@ -77,7 +78,7 @@ class FaceTrack:
         self.raw_px, self.score = sighting.landmarks_px, sighting.score
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
         self.likeness: Likeness | None = None
-        self.still, self.quiet, self.calm = False, True, 0
+        self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
         self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)

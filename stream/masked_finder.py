@@ -55,6 +55,9 @@ _TILE_PX: Final = 640
 _TILE_SHARE: Final = 0.6
 """Width and height of a tile, in those of the frame: four tiles cover it and overlap."""
 
+_SAME_PLACE: Final = 0.4
+"""Of points and a detection in the close-up, in sizes of the face: so near they are of one face."""
+
 # Logistic regressions: bias; log odds of the detector in the close-up; difference of points and detector in place and
 # in size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals
 # in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
@@ -121,7 +124,10 @@ class MaskedFinder(Finder):
         roi = roi_from_landmarks(landmarks_px)
         view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
-        seen = next((d for d in found if is_about(d.box_px, middle, size)), None)
+        about = [d for d in found if is_about(d.box_px, middle, size)]
+        # Beside a face that is cut off or turned, its neighbour's detection is often the surer one.
+        near = [d for d in about if np.linalg.norm(box_centre(d.box_px) - middle) < _SAME_PLACE * size]
+        seen = next(iter(near or about), None)
         place = 1.0 if seen is None else _apart(seen.keypoints_px, five_points_of(landmarks_px), size)
         again, likely = self._points(frame, roi)
         shift = _apart(again[:, :2], landmarks_px[:, :2], size)

@@ -147,6 +147,20 @@ def test_mask_shape_drops_specks_grows_and_softens() -> None:
     assert not alpha[95, 130]
 
 
+def test_rim_of_glasses_across_a_mask_is_not_painted_over() -> None:
+    shape = MaskShape()
+    probability = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    probability[100:180, 80:180] = 250
+    probability[120:124, 80:180] = 5
+    probability[150:154, 80:180] = 45
+    solid = shape.solid(probability)
+    alpha = shape.alpha(solid, probability, np.full((468, 2), -100, np.float32))
+    assert not alpha[121:123, 90:170].any(), "a rim, certainly no mask"
+    assert (alpha[126:146, 80:180] == 255).all()
+    assert (alpha[151:153, 90:170] == 255).all(), "a fold that the network is unsure of"
+    assert alpha[98, 130] == 255, "at its border the mask still grows"
+
+
 def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrait) -> None:
     shape = MaskShape()
     face = portrait.frame(masked=False).faces[0]

@@ -298,7 +298,7 @@ def pictures(size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in {"temporal", "adversarial", "kept"}])
 def test_losses_are_least_where_nothing_is_wrong(kind: str, tmp_path: Path) -> None:
     truth, mask, inside = pictures()
-    segments = kind in {"bce", "dice", "focal", "smooth"}
+    segments = kind in {"bce", "border", "dice", "focal", "smooth"}
     weights = str(write_vgg(tmp_path / "vgg.pth", "vgg16"))
     recipe = Recipe(
         model="",

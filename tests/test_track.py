@@ -13,8 +13,10 @@ import pytest
 from faces import Portrait
 
 from unmask.models.geometry import transform_points
-from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.models.mediapipe import Detection, FaceDetector, FaceMesh, find_landmarks
+from unmask.stream.canvas import Canvas
 from unmask.stream.frame import Face, Frame, Layout
+from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.stage import Context, Stage
@@ -99,6 +101,24 @@ def test_the_stage_gives_the_points_of_mediapipe(portrait: Portrait) -> None:
     x0, y0, x1, y1 = face.box_px
     assert x0 < 300 < x1
     assert y0 < 230 < y1
+
+
+def test_what_is_seen_of_a_neighbour_proves_nothing(portrait: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = placed(320, 230, 0.5)
+    flat = transform_points(place, portrait.landmarks)
+    points = np.column_stack([flat, 0.5 * portrait.landmarks[:, 2]])
+    frame = Frame(0, 0, Fraction(1, FPS), LAYOUT, np.zeros(LAYOUT.slot_bytes(MAX_FACES), np.uint8), 0)
+    frame.planes[0][...] = picture(portrait.masked, place)
+    finder = MaskedFinder(LAYOUT, Canvas(LAYOUT))
+    alone = finder.evidence(frame, points)
+    size = np.ptp(points[:, 1])
+    (seen,) = finder.search_around(frame, points[:, :2].mean(axis=0), size)
+    x0, y0, x1, y1 = seen.box_px
+    aside = 0.8 * size
+    neighbour = Detection((x0 + aside, y0, x1 + aside, y1), seen.keypoints_px + np.float32([aside, 0]), 0.99, seen.kinds)
+    search = finder.search
+    monkeypatch.setattr(finder, "search", lambda *arguments: [neighbour, *search(*arguments)])
+    np.testing.assert_array_equal(finder.evidence(frame, points), alone)
 
 
 @pytest.mark.parametrize("tracker", Tracker)

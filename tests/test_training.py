@@ -18,9 +18,10 @@ from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load
 from unmask.models.export import mean_of
+from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Loss, Phase, Recipe
-from unmask.train.data import FaceCrops, augment, draws, mirror_order, prefetch, prepare_crops
+from unmask.train.data import FaceCrops, augment, draws, prefetch, prepare_crops
 from unmask.train.evaluate import (
     boundary_f,
     evaluate_inpainter,
@@ -35,6 +36,7 @@ from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels
 from unmask.train.registry import trainer_of
+from unmask.train.symmetry import MIRRORED, mirror
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +86,16 @@ def test_augmenting_moves_picture_and_points_together(crops: Path) -> None:
     assert sum(dark) >= 6
 
 
-def test_mirroring_twice_changes_nothing() -> None:
-    order = mirror_order()
-    np.testing.assert_array_equal(order[order], np.arange(468))
+def test_points_are_mirrored_with_their_picture(portrait: Portrait) -> None:
+    np.testing.assert_array_equal(MIRRORED[MIRRORED], np.arange(468))
+    rgb, points = mirror(portrait.bare, portrait.landmarks)
+    np.testing.assert_array_equal(rgb[:, ::-1], portrait.bare)
+    # The mesh in the mirrored picture, found without knowing that it is mirrored.
+    ((_, found, _),) = find_landmarks(rgb, FaceDetector(), FaceMesh())
+    eyes = np.linalg.norm(points[33] - points[263])
+    assert np.linalg.norm((found - points)[:, :2], axis=1).mean() < 0.03 * eyes
+    unpaired = portrait.landmarks * (-1, 1, 1) + (rgb.shape[1], 0, 0)
+    assert np.linalg.norm((found - unpaired)[:, :2], axis=1).mean() > 0.3 * eyes
 
 
 def recipe(model: str, crops: Path, out: Path, losses: dict[str, float | Loss] | None = None) -> Recipe:

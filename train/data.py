@@ -18,6 +18,7 @@ from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.rows import five_points_of
 from unmask.train.config import Split
 from unmask.train.listings import five_points, parts_of
+from unmask.train.symmetry import MIRRORED
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -249,7 +250,7 @@ def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, ji
     matrix = np.diag([to_size, to_size]) @ matrix
     if jitter and rng.random() < 0.5:
         matrix = np.array([[-1.0, 0, size - 1], [0, 1.0, 0]]) @ np.vstack([matrix, [0, 0, 1]])
-        points = points[mirror_order()]
+        points = points[MIRRORED]
     rgb, _ = warp_crop(data.crops[index], matrix, size)
     inside = cv2.warpAffine(data.inside[index], matrix, (size, size), flags=cv2.INTER_NEAREST)
     points = np.concatenate([transform_points(matrix, points), points[:, 2:] * scale * to_size], axis=1)
@@ -272,23 +273,6 @@ def relight(rgb: F32, rng: np.random.Generator, strength: float = 1.0) -> F32:
     out = np.power(np.clip(rgb, 1e-4, 1), gamma) * gain
     contrast = float(np.exp(rng.normal(0, 0.1)))
     return np.asarray(np.clip((out - 0.5) * contrast + 0.5, 0, 1), np.float32)
-
-
-# Pairs of mesh points that change places when a face is mirrored, of those that the mask generator uses.
-_MIRRORED: Final = (
-    *((33, 263), (133, 362), (117, 346), (205, 425), (49, 279), (48, 278), (61, 291), (50, 280)),
-    *((234, 454), (93, 323), (132, 361), (58, 288), (172, 397), (136, 365), (150, 379), (149, 378), (176, 400)),
-    *((148, 377), (159, 386), (145, 374), (70, 300), (105, 334), (107, 336), (55, 285), (127, 356), (21, 251)),
-    (162, 389),
-)
-
-
-def mirror_order() -> npt.NDArray[np.int64]:
-    """(468,) the order in which the points of a mirrored face are to be read."""
-    order = np.arange(468)
-    for a, b in _MIRRORED:
-        order[a], order[b] = b, a
-    return order
 
 
 T = TypeVar("T")

@@ -45,6 +45,12 @@ _SIZE_RANGE: Final = (11.0, 400.0)
 _ELSEWHERE: Final = 0.2
 """How often a part of a scene is shown that no face was chosen for: hands, ears, emblems and signs are not faces."""
 
+_CUT_OFF: Final = 0.2
+"""How often a part of a scene may end anywhere in the face that it was chosen for."""
+
+_LEAST_SEEN: Final = 0.35
+"""Share of a face from which on it is to be found."""
+
 _MOST_ENLARGED: Final = 3.0
 _VALIDATION_GROUPS: Final = 4
 
@@ -103,7 +109,7 @@ def _moved(picture: Picture, matrix: F64, size: tuple[int, int], rng: np.random.
     seen = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
     share = np.prod(seen[:, 2:] - seen[:, :2], axis=1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-6)
     small = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) < SMALLEST
-    kinds = np.where((share < 0.55) | small, -1, picture.kinds)
+    kinds = np.where((share < _LEAST_SEEN) | small, -1, picture.kinds)
     points = transform_points(matrix, picture.points.reshape(-1, 2)).reshape(-1, POINTS, 2)
     kept = share > 0.02
     return Picture(np.asarray(out, np.uint8), boxes[kept], kinds[kept], points[kept])
@@ -127,7 +133,8 @@ def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generato
         wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], min(_SIZE_RANGE[1], 0.95 * min(size))))))
         zoom = wanted / float((box[2:] - box[:2]).max())
         focus = (box[:2] + box[2:]) / 2
-        spread *= 1 - 0.7 * wanted / min(size)  # a large face is cut off only a little
+        # A large face is cut off only a little, as a rule.
+        spread = 0.5 if rng.random() < _CUT_OFF else spread * (1 - 0.7 * wanted / min(size))
     zoom = min(zoom, _MOST_ENLARGED)
     matrix = cv2.getRotationMatrix2D((float(focus[0]), float(focus[1])), _random_turn(rng), zoom)
     matrix[:, 2] += rng.uniform(0.5 - spread, 0.5 + spread, 2) * size - focus
@@ -156,7 +163,7 @@ def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.
         inside = np.clip(box, 0, [width, height, width, height])
         share = np.prod(inside[2:] - inside[:2]) / np.prod(box[2:] - box[:2])
         boxes.append(box)
-        kinds.append(int(data.kinds[index]) if share > 0.55 and wanted >= SMALLEST else -1)
+        kinds.append(int(data.kinds[index]) if share > _LEAST_SEEN and wanted >= SMALLEST else -1)
         points.append(transform_points(matrix.astype(np.float64), five_points_of(mesh)))
     return Picture(
         rgb,

@@ -45,28 +45,29 @@ class _Model:
     lower_rim: bool
 
 
-def _random_model(rng: np.random.Generator) -> _Model:
+def _random_model(rng: np.random.Generator, lowest: float) -> _Model:
     width = rng.uniform(0.36, 0.46)
     return _Model(
         width=width,
         height=width * rng.uniform(0.55, 1.0),
-        below=rng.uniform(0.02, 0.14),
+        below=rng.uniform(0.02, lowest),
         roundness=rng.uniform(2.0, 4.5),
         thickness=rng.uniform(0.018, 0.075),
         lower_rim=rng.random() < 0.85,
     )
 
 
-def wear_glasses(rgb: F32, landmarks: F32, rng: np.random.Generator) -> Glasses:
+def wear_glasses(rgb: F32, landmarks: F32, rng: np.random.Generator, lowest: float = 0.14) -> Glasses:
     """Put random glasses on a face.
 
     Args:
         rgb: (H, W, 3) float32, 0..1.
         landmarks: (468, 2 or more) float32 px.
         rng: where chance comes from.
+        lowest: how far below the eyes the middle of the lenses lies at most, in eye distances.
     """
     size = rgb.shape[:2]
-    model, points = _random_model(rng), landmarks[:, :2].astype(np.float64)
+    model, points = _random_model(rng, lowest), landmarks[:, :2].astype(np.float64)
     lenses = [_lens(points, side, model) for side in (0, 1)]
     inside = np.zeros(size, np.uint8)
     cv2.fillPoly(inside, [_fixed(lens) for lens in lenses], 255, cv2.LINE_AA, _SHIFT)

@@ -22,6 +22,7 @@ from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device
 from unmask.train.optimizers import make_optimizer
+from unmask.train.symmetry import MIRRORED, mirror
 from unmask.train.tracker_data import TrackerData, check_recipe, draw_face
 from unmask.train.views import as_filmed
 
@@ -127,7 +128,10 @@ def draw_example(data: TrackerData, rng: np.random.Generator) -> Example:
         index = int(rng.integers(len(data.kinds)))
         whole = np.ones(LANDMARKS, np.float32)
         example = cut_out(np.asarray(data.faces[index]), data.points[index], whole, rng, far)
-    return Example(as_filmed(example.rgb, rng), example.points, example.trust, example.sure)
+    rgb, points, trust = example.rgb, example.points, example.trust
+    if rng.random() < 0.5:
+        (rgb, points), trust = mirror(rgb, points), trust[MIRRORED]
+    return Example(as_filmed(rgb, rng), points, trust, example.sure)
 
 
 def _real_example(data: TrackerData, rng: np.random.Generator, far: bool) -> Example:

@@ -199,6 +199,14 @@ def binary_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor) -> Tenso
     return F.binary_cross_entropy_with_logits(logits, truth, weight)
 
 
+def border_cross_entropy(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy near the borders of the mask, where few pixels are and thin things lie: rims of glasses, loops
+    (after the weight map of U-Net, Ronneberger et al. 2015, arXiv:1505.04597). (N, 1, H, W), 0/1 labels."""
+    share = F.avg_pool2d(truth, 7, 1, 3)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return masked_mean(entropy, 4.0 * share * (1.0 - share) * weight)
+
+
 def focal(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy that leaves out what is known well (Lin et al. 2017, arXiv:1708.02002), gamma 2."""
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")

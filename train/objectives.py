@@ -144,6 +144,7 @@ _PICTURES: Final[Mapping[str, Callable[[View], Tensor]]] = {
 }
 _MASKS: Final[Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "bce": losses.binary_cross_entropy,
+    "border": losses.border_cross_entropy,
     "dice": losses.dice,
     "focal": losses.focal,
     "smooth": losses.smoothness,

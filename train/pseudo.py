@@ -19,6 +19,7 @@ from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE
 from unmask.train.data import PICTURE_SUFFIXES, read_rgb, warp_crop
 from unmask.train.evaluate import find_pairs, whole_picture
+from unmask.train.materials import Masked
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -187,8 +188,22 @@ class PseudoLabels:
                 f"'{folder}' holds no labels; make them with: unmask data label PICTURES -o {folder}"
             ) from error
 
-    def draw(self, index: int, size: int, rng: np.random.Generator, jitter: float) -> tuple[F32, F32, F32]:
+    def draw(
+        self,
+        index: int,
+        size: int,
+        rng: np.random.Generator,
+        jitter: float,
+        before: Callable[[Masked], Masked] | None = None,
+    ) -> tuple[F32, F32, F32]:
         """A crop with a random shift, turn, scale and mirroring.
+
+        Args:
+            index: which.
+            size: of the result in px.
+            rng: where chance comes from.
+            jitter: as for `unmask.train.data.augment`.
+            before: what changes the crop first.
 
         Returns:
             rgb (S, S, 3) float32 0..1; label (S, S) float32 0/1; weight (S, S) float32, 0 where there is no label.
@@ -202,8 +217,12 @@ class PseudoLabels:
         matrix = np.diag([size / CROP_SIZE] * 2) @ matrix
         if rng.random() < 0.5:
             matrix = np.array([[-1.0, 0, size - 1], [0, 1.0, 0]]) @ np.vstack([matrix, [0, 0, 1]])
-        rgb, inside = warp_crop(np.ascontiguousarray(self.crops[index]), matrix, size)
-        label = cv2.warpAffine(self.labels[index], matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
-        p = label.astype(np.float32) / np.float32(255)
+        crop = np.ascontiguousarray(self.crops[index])
+        p = np.asarray(self.labels[index], np.float32) / np.float32(255)
+        if before is not None:
+            changed = before(Masked(crop.astype(np.float32) / np.float32(255), p))
+            crop, p = np.asarray(np.rint(np.clip(changed.rgb, 0, 1) * 255), np.uint8), changed.coverage
+        rgb, inside = warp_crop(crop, matrix, size)
+        p = np.asarray(cv2.warpAffine(p, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE), np.float32)
         weight = ((p < _UNSURE[0]) | (p > _UNSURE[1])) & (inside > 0)
         return rgb.astype(np.float32) / np.float32(255), (p > 0.5).astype(np.float32), weight.astype(np.float32)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, draws, relight
+from unmask.train.glasses import wear_glasses
 from unmask.train.materials import (
     Masked,
     Template,
@@ -35,6 +36,10 @@ TURNED_SHARE = 0.35
 REAL_SHARE = 0.25
 FACELESS_SHARE = 0.06
 """Pictures without a face: a tracker may follow an emblem or a blurred light for a while."""
+GLASSES_SHARE = 0.25
+"""How many faces get glasses: their frame stays where it crosses the mask."""
+_ON_THE_MASK = 0.28
+"""How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -63,12 +68,23 @@ class Sources:
     templates: Sequence[Template] = ()
     real: PseudoLabels | None = None
 
+    @property
+    def usual(self) -> F32:
+        """(468, 3) float32 px: the mean points of the faces in the canonical crop."""
+        return np.asarray(self.faces.points[::100].mean(axis=0), np.float32)
+
 
 def put_mask_on(face: Sample, rgb: F32, templates: Sequence[Template], rng: np.random.Generator) -> Masked:
     """A mask picture or a drawn mask."""
     if templates and rng.random() < 0.45:
         return wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
     return draw_mask(rgb, face.points, rng)
+
+
+def with_glasses(masked: Masked, points: F32, rng: np.random.Generator) -> Masked:
+    """Glasses in front of the mask. Through the lenses it is still seen."""
+    worn = wear_glasses(masked.rgb, points, rng, _ON_THE_MASK)
+    return Masked(worn.rgb, np.asarray(masked.coverage * (1 - worn.frame), np.float32))
 
 
 def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generator) -> Masked:
@@ -84,6 +100,8 @@ def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generato
     strength = 2.5 if rng.random() < 0.35 else 1.0
     if wears:
         masked = put_mask_on(face, rgb, sources.templates, rng)
+    if rng.random() < GLASSES_SHARE:
+        masked = with_glasses(masked, points, rng)
     if turns:
         masked, points = turn_head(masked, points, background(sources.faces, size, rng), random_turn(rng))
         masked = moved(masked, rng)
@@ -126,9 +144,18 @@ def moved(masked: Masked, rng: np.random.Generator) -> Masked:
     return Masked(rgb, coverage)
 
 
-def make_real(real: PseudoLabels, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
-    """A real masked face as another camera would see it, and where its label is known."""
-    rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER)
+def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
+    """A real masked face as another camera would see it, and where its label is known.
+
+    Args:
+        real: such faces.
+        usual: (468, 3) float32 px, the points of a face in the canonical crop, by which glasses are put on.
+        size: of the result in px.
+        rng: where chance comes from.
+    """
+    wears = rng.random() < GLASSES_SHARE
+    before = (lambda face: with_glasses(face, usual, rng)) if wears else None
+    rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, before)
     masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
     if rng.random() < 0.4:
         state = rng.bit_generator.state
@@ -144,7 +171,7 @@ def make_batch(sources: Sources, drawn: Sequence[Draw], size: int, real: float =
     made: list[tuple[Masked, F32]] = []
     for draw in drawn:
         if sources.real is not None and draw.position < real:
-            made.append(make_real(sources.real, size, draw.rng))
+            made.append(make_real(sources.real, sources.usual, size, draw.rng))
         else:
             made.append((make_sample(sources, draw.face, size, draw.rng), everywhere))
     rgb = torch.from_numpy(np.stack([s.rgb for s, _ in made])).permute(0, 3, 1, 2)

@@ -43,6 +43,10 @@ _GROW_PX: Final = 3
 """How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
 _FEATHER_PX: Final = 3
 """Width of the soft edge."""
+_GAP_PX: Final = 5
+"""Half the width of what is narrow: there the painted region does not reach beyond the mask."""
+_NO_MASK: Final = 25
+"""Of 255: below this likelihood what lies in a gap is something in front of the mask, such as the rim of glasses."""
 _EYES: Final = (
     (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
     (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
@@ -97,7 +101,7 @@ class MaskShape:
     """From a probability to the region that is painted."""
 
     def __init__(self) -> None:
-        self._grow = _disc(_GROW_PX)
+        self._grow, self._gap = _disc(_GROW_PX), _disc(_GAP_PX)
         self._window = _border_window()
 
     def solid(self, probability: F32) -> U8:
@@ -105,7 +109,8 @@ class MaskShape:
         return mask_region(probability, _SPECK_AREA_PX)
 
     def alpha(self, solid: U8, probability: F32, points: F32) -> U8:
-        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge, but not over eyes that can be seen.
+        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge, but not over eyes that can be seen, nor
+        over rims of glasses and the like, which the growth from both sides would cover.
 
         Args:
             solid: from `solid`.
@@ -118,7 +123,9 @@ class MaskShape:
             cv2.fillPoly(eyes, [contour], 255)
             cv2.polylines(eyes, [contour], True, 255, 2 * _LID_PX)
         eyes[probability >= _HIDES_EYE] = 0
-        grown = cv2.blur(cv2.dilate(solid, self._grow) & ~eyes, (_FEATHER_PX, _FEATHER_PX))
+        gaps = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, self._gap) & ~solid
+        seen = eyes | (gaps & cv2.compare(probability, _NO_MASK, cv2.CMP_LT))
+        grown = cv2.blur(cv2.dilate(solid, self._grow) & ~seen, (_FEATHER_PX, _FEATHER_PX))
         return np.asarray(grown * self._window, np.uint8)
 
 

@@ -38,6 +38,10 @@ _NETWORKS_EVERY: Final = 12
 _SETTLES_FRAMES: Final = 2
 """Frames after a face was found, or has changed, in which networks go on looking at it: crop and mask settle."""
 
+_RESTLESS: Final = 8
+_TRY_EVERY: Final = 4
+"""Once a face was not found to keep still so many times in a row, that is tried only so often."""
+
 _TURNS_APART: Final = 5
 """Frames between the turns of one face and the next; has no divisor in common with the numbers of frames around."""
 
@@ -190,6 +194,8 @@ class Track(Stage):
         """Move a face along, if it has kept still and it is not the turn of the networks."""
         likeness, track.likeness, track.still = track.likeness, None, False
         movement = likeness.follow(frame) if likeness is not None else None
+        if likeness is not None:
+            track.restless = track.restless + 1 if movement is None else 0
         track.calm = 0 if movement is None else track.calm + 1
         track.quiet = track.quiet and track.calm > 0
         due = _turn(track, frame) % self._networks_every == 0 or self._look_is_due(track, frame)
@@ -201,11 +207,12 @@ class Track(Stage):
         return True
 
     def _remember_looks(self, frame: Frame) -> None:
-        """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled."""
+        """Note how the faces look that the networks have just looked at, and that leave no doubt to be settled; less
+        often those that never keep still."""
         for track in self._tracks:
-            if track.doubtful or track.waits or track.unsure is not None:
+            if track.doubtful or track.waits or track.unsure is not None or self._networks_every == 1:
                 track.likeness = None
-            elif track.likeness is None:
+            elif track.likeness is None and (track.restless < _RESTLESS or _turn(track, frame) % _TRY_EVERY == 0):
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
 
     def _follow(self, track: FaceTrack, frame: Frame) -> None:
@@ -308,7 +315,7 @@ class Track(Stage):
         """Look for faces that are not known yet. True where there were more proposals than `most_fits`."""
         proposals = [d for view in views for d in self._finder.search(frame, view)]
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
-        free = [d for d in _distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
+        free = [d for d in distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
         fits: list[tuple[Sighting, Box]] = []
         for proposal in free[:most_fits]:
             if not self._is_free(proposal.box_px):
@@ -428,7 +435,7 @@ def _overlap(a: Box, b: Box) -> float:
     return max(width, 0.0) * max(height, 0.0) / max(smaller, 1e-6)
 
 
-def _distinct(proposals: Iterable[Detection]) -> list[Detection]:
+def distinct(proposals: Iterable[Detection]) -> list[Detection]:
     """Best first, without those that are about where, and about as large as, a better one."""
     kept: list[Detection] = []
     for proposal in sorted(proposals, key=lambda d: -d.score):

@@ -1,0 +1,134 @@
+"""Fits what `unmask.stream.masked_finder` believes of a face: the weights `_FACE` and `_PLACED`.
+
+    python benchmarks/judge.py --scenes SCENES
+
+Two logistic regressions over what the finder measures in training scenes with labelled boxes, to be run again whenever
+the detector or the landmarker has new weights. The validation third of the scenes is not looked at.
+"""
+
+import argparse
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.models.geometry import transform_points
+from unmask.models.mediapipe import roi_from_detection
+from unmask.stream.canvas import Canvas
+from unmask.stream.face_finder import box_centre, box_size, points_box
+from unmask.stream.frame import Frame, Layout
+from unmask.stream.masked_finder import MaskedFinder
+from unmask.stream.stages.track import distinct
+from unmask.train.data import read_rgb
+from unmask.train.tracker_data import is_validation_scene, overlap, read_boxes
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+SMALLEST: Final = 24.0
+FACE: Final = 0.4
+"""Overlap (IoU) with a label from which on a proposal is a face."""
+NO_FACE: Final = 0.2
+"""Below it there is none; between the two nothing is learnt."""
+AWAY: Final = 0.08
+"""Mean distance up to which points are back on the face, in sizes of the face; from twice that on they are not."""
+DETECTOR: Final = 1
+"""Column of the detector's odds. It is sure of a face wherever the points are, so `_PLACED` does without."""
+PUSHES: Final = 4
+"""How often each face's points are pushed off it."""
+
+
+def evidence_of_proposals(finder: MaskedFinder, frame: Frame, labelled: F32) -> Iterator[tuple[F64, bool]]:
+    """What is measured of each proposal of a picture, each time its points are looked at, and whether it is a face."""
+    views = [*finder.overviews, *finder.margins, *finder.tiles]
+    for proposal in distinct([d for view in views for d in finder.search(frame, view)]):
+        landmarks, _ = finder.points(frame, roi_from_detection(proposal))
+        for _ in range(2):
+            best = float(overlap(np.array([points_box(landmarks)], np.float32), labelled).max(initial=0))
+            large = box_size(points_box(landmarks)) >= SMALLEST
+            if large and not NO_FACE <= best <= FACE:
+                yield finder.evidence(frame, landmarks), best > FACE
+            landmarks, _ = finder.follow(frame, landmarks)
+
+
+def evidence_of_pushes(
+    finder: MaskedFinder, frame: Frame, labelled: F32, rng: np.random.Generator
+) -> Iterator[tuple[F64, bool]]:
+    """What is measured of points that were pushed off a face and followed from there, and whether they are back."""
+    views = [*finder.overviews, *finder.margins]
+    for proposal in distinct([d for view in views for d in finder.search(frame, view)]):
+        if float(overlap(np.array([proposal.box_px], np.float32), labelled).max(initial=0)) <= FACE:
+            continue
+        truth = finder.fit(frame, proposal).landmarks_px
+        size = box_size(points_box(truth))
+        if size < SMALLEST or float(overlap(np.array([points_box(truth)], np.float32), labelled).max()) <= 0.5:
+            continue
+        for _ in range(PUSHES):
+            landmarks, _ = finder.follow(frame, pushed(truth, rng))
+            away = float(np.linalg.norm((landmarks - truth)[:, :2], axis=1).mean()) / size
+            if away <= AWAY or away >= 2 * AWAY:
+                yield finder.evidence(frame, landmarks), away <= AWAY
+
+
+def pushed(points: F32, rng: np.random.Generator) -> F32:
+    """(468, 3) points, turned, scaled and shifted, from a little to quite beside the face."""
+    middle, size = box_centre(points_box(points)), box_size(points_box(points))
+    far = rng.uniform(0, 1)
+    turn = cv2.getRotationMatrix2D(tuple(middle), rng.normal(0, 30) * far, float(np.exp(rng.normal(0, 0.35) * far)))
+    turn[:, 2] += rng.normal(0, 0.45, 2) * far * size
+    placed = transform_points(np.asarray(turn, np.float64), points)
+    return np.concatenate([placed, points[:, 2:]], axis=1).astype(np.float32)
+
+
+def fitted(x: F64, y: npt.NDArray[np.bool_], strength: float = 1.0) -> F64:
+    """Weights of a logistic regression by Newton's method; `strength` of the pull of all but the bias towards 0."""
+    pull = strength * np.eye(x.shape[1])
+    pull[0, 0] = 1e-6
+    weights = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (p - y) + pull @ weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + pull
+        weights -= np.linalg.solve(hessian, gradient)
+    return weights
+
+
+def report(name: str, rows: list[tuple[F64, bool]], used: npt.NDArray[np.bool_]) -> None:
+    x, label = np.array([row * used for row, _ in rows]), np.array([y for _, y in rows])
+    weights = fitted(x, label)
+    odds = x @ weights
+    right = ((odds > 0) == label).mean()
+    # Rank statistic: how often something true has better odds than something false.
+    above = (odds[label][:, None] > odds[~label][None]).mean()
+    print(f"{name}: {len(rows)} rows, {label.mean():.2f} true; right {right:.3f}, area under the curve {above:.3f}")
+    print("  ", [round(float(w), 2) for w in weights], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=Path, required=True, help="folder with pictures and boxes.csv")
+    parser.add_argument("--limit", type=int, default=10_000, help="scenes at most")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    faces: list[tuple[F64, bool]] = []
+    places: list[tuple[F64, bool]] = []
+    names = [(n, b) for n, b in sorted(read_boxes(arguments.scenes).items()) if not is_validation_scene(n)]
+    for name, labelled in names[: arguments.limit]:
+        rgb, boxes = read_rgb(arguments.scenes / name), np.array([box for _, box in labelled], np.float32)
+        layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
+        finder = MaskedFinder(layout, Canvas(layout))
+        frame = Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
+        faces += evidence_of_proposals(finder, frame, boxes)
+        places += evidence_of_pushes(finder, frame, boxes, rng)
+    everything = np.ones(len(faces[0][0]), bool)
+    report("_FACE", faces, everything)
+    everything[DETECTOR] = False
+    report("_PLACED", places, everything)
+
+
+if __name__ == "__main__":
+    main()
