@@ -115,7 +115,8 @@ def test_what_is_seen_of_a_neighbour_proves_nothing(portrait: Portrait, monkeypa
     (seen,) = finder.search_around(frame, points[:, :2].mean(axis=0), size)
     x0, y0, x1, y1 = seen.box_px
     aside = 0.8 * size
-    neighbour = Detection((x0 + aside, y0, x1 + aside, y1), seen.keypoints_px + np.float32([aside, 0]), 0.99, seen.kinds)
+    points_aside = seen.keypoints_px + np.float32([aside, 0])
+    neighbour = Detection((x0 + aside, y0, x1 + aside, y1), points_aside, 0.99, seen.kinds)
     search = finder.search
     monkeypatch.setattr(finder, "search", lambda *arguments: [neighbour, *search(*arguments)])
     np.testing.assert_array_equal(finder.evidence(frame, points), alone)
