@@ -32,7 +32,7 @@ SMALL = {
     "oagan": ["sizes.width=4"],
     "segmenter-imagenet": ["sizes.width=8"],
     "detector": ["sizes={widths: [8, 8, 8, 8], neck: 8}"],
-    "landmarker": ["sizes={widths: [8, 8, 8, 8], coarse: 8, fine: 4, hidden: 16}", "phases.0.size=128", "encoder="],
+    "landmarker": ["sizes={widths: [8, 8, 8, 8], coarse: 8, fine: 4, hidden: 16}", "phases.2.size=128", "encoder="],
 }
 """Overrides that make each recipe's network tiny."""
 
