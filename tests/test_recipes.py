@@ -186,7 +186,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_and_resumed_is_the_same_to_the_bit(optimizer: str, data: Path, tmp_path: Path) -> None:
     def recipe(out: str) -> Recipe:
-        wanted = ["checkpoint_minutes=0", "epoch=4", "phases.4.steps=8", "accumulate=2", f"optimizer.name={optimizer}"]
+        wanted = ["checkpoint_minutes=0", "epoch=4", "last.steps=8", "accumulate=2", f"optimizer.name={optimizer}"]
         augmentation = "augmentation=[{name: RandomGaussianBlur, args: {kernel_size: [3, 3], sigma: [0.5, 2.0]}}]"
         return small_recipe("inpainter", data, tmp_path / out, *wanted, augmentation)
 

@@ -32,9 +32,9 @@ SMALL = {
     "oagan": ["sizes.width=4"],
     "segmenter-imagenet": ["sizes.width=8"],
     "detector": ["sizes={widths: [8, 8, 8, 8], neck: 8}"],
-    "landmarker": ["sizes={widths: [8, 8, 8, 8], coarse: 8, fine: 4, hidden: 16}", "phases.2.size=128", "encoder="],
+    "landmarker": ["sizes={widths: [8, 8, 8, 8], coarse: 8, fine: 4, hidden: 16}", "last.size=128", "encoder="],
 }
-"""Overrides that make each recipe's network tiny."""
+"""Overrides that make each recipe's network tiny; `last` is its last phase."""
 
 
 def is_validation(name: str) -> bool:
@@ -149,6 +149,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     Args:
         folder: where the data is made, unless it is there.
         out: of the run.
+        overrides: as on the command line; `last` stands for the last phase.
     """
     if not folder.exists():
         write_crops(folder / "crops")
@@ -169,5 +170,6 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     if full.encoder:
         general.append(f"encoder={folder}/resnet18.pth")
     sizes = [f"{phase}.steps=20", f"{phase}.size=64", f"{phase}.batch=2", f"{phase}.window=16", f"{phase}.lr=1e-3"]
-    recipe = load_recipe(name, [*general, *sizes, *SMALL[name], *overrides])
+    own = [f"{phase}{o.removeprefix('last')}" if o.startswith("last.") else o for o in (*SMALL[name], *overrides)]
+    recipe = load_recipe(name, [*general, *sizes, *own])
     return msgspec.structs.replace(recipe, phases=recipe.phases[-1:])
