@@ -67,7 +67,7 @@ _RETRY_EVERY: Final = 60
 
 _SAME_PROPOSAL: Final = 0.3
 _FITS_PER_FRAME: Final = 1
-"""Closer looks at new proposals, each of six runs of a network."""
+"""Closer looks at new proposals, each of six runs of a network, nine where two looks leave doubt."""
 
 _ROUNDS: Final = 2
 """How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
