@@ -70,7 +70,8 @@ def hidden_faces(clip: Path, after: float) -> Iterator[tuple[U8, npt.NDArray[np.
 
 def paint(engine: Engine, crop: U8, hidden: npt.NDArray[np.bool_]) -> U8:
     """The crop with its hidden part painted."""
-    return engine(crop[None], hidden[None].astype(np.uint8) * np.uint8(255))[0].copy()
+    painted = engine(crop[None], hidden[None].astype(np.uint8) * np.uint8(255))[0]
+    return np.where(hidden[..., None], painted, crop).astype(np.uint8)
 
 
 def measure(clip: Path, arguments: argparse.Namespace, judge: Instruments | None) -> tuple[dict[str, float], U8]:

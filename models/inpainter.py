@@ -1,6 +1,7 @@
 """The inpainter: paints the part of a face that a mask hides."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,16 @@ class Inpainter(nn.Module):
     It draws the whole crop, also what can be seen. Where its drawing differs from what is seen, the difference is
     carried into the hidden part, as in Poisson image editing (Perez et al. 2003, doi:10.1145/882262.882269), so that
     colour and light go on across the edge. How far each seen pixel is to be trusted is drawn too: the rest of a mask
-    beside the hidden part must not colour the face.
+    beside the hidden part must not colour the face, and is painted over.
 
     Args:
         config: sizes.
+
+    Attributes:
+        cleans: it also paints over what a mask leaves beside the hidden part.
     """
+
+    cleans: Final = True
 
     def __init__(self, config: InpainterConfig | None = None) -> None:
         super().__init__()
@@ -74,7 +80,8 @@ class Inpainter(nn.Module):
             mask: (N, 1, H, W), 0..1, 1 where the picture is to be painted.
 
         Returns:
-            (N, 3, H, W), 0..1: painted where the mask is, the input elsewhere.
+            (N, 3, H, W), 0..1: the bare face, painted where the mask is. Beside it what can be seen, without what a mask
+            may have left there; further away it means nothing.
         """
         seen = rgb * (1.0 - mask)
         x = torch.cat([2.0 * seen - 1.0 + mask, mask], dim=1)
@@ -91,5 +98,5 @@ class Inpainter(nn.Module):
         if self.training:  # the sums over the whole picture want more digits than bfloat16 has
             drawn = drawn.float()
         colours, trust = drawn[:, :3] * 0.5 + 0.5, drawn[:, 3:].sigmoid() * (1.0 - mask)
-        painted = colours + membrane(seen - colours * (1.0 - mask), trust)
-        return seen + mask * painted if self.training else seen + mask * painted.clamp(0.0, 1.0)
+        painted: Tensor = colours + membrane(seen - colours * (1.0 - mask), trust)
+        return painted if self.training else painted.clamp(0.0, 1.0)

@@ -46,7 +46,8 @@ class SegmenterRuntime(nn.Module):
 
 
 class InpainterRuntime(nn.Module):
-    """(N, S, S, 3) uint8 RGB and (N, S, S) uint8 mask, 255 where to paint, to (N, S, S, 3) uint8 RGB."""
+    """(N, S, S, 3) uint8 RGB and (N, S, S) uint8 mask, 255 where to paint, to (N, S, S, 3) uint8 RGB, which is of use
+    where to paint and a few px around, see `Inpainter.forward`."""
 
     inputs: Final = ("rgb", "mask")
     output: Final = "painted"

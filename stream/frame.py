@@ -115,7 +115,7 @@ class Layout:
         return sum(math.prod(shape) for shape in self.plane_shapes) * self.dtype.itemsize
 
     def slot_bytes(self, max_faces: int) -> int:
-        """Bytes that a slot needs: the planes, their untouched copy if kept, then the three pictures of each face."""
+        """Bytes that a slot needs: the planes, their untouched copy if kept, then the four pictures of each face."""
         return self.pixel_bytes + max_faces * FACE_BYTES
 
     @property
@@ -128,7 +128,7 @@ class Layout:
 
 CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
 MASK_BYTES: Final = CROP_SIZE * CROP_SIZE
-FACE_BYTES: Final = 2 * CROP_BYTES + MASK_BYTES
+FACE_BYTES: Final = 2 * (CROP_BYTES + MASK_BYTES)
 
 
 class FacePictures(NamedTuple):
@@ -137,11 +137,14 @@ class FacePictures(NamedTuple):
     Attributes:
         crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment` where a network looks at it.
         mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`.
+        hidden: (S, S) uint8, 0 or 255, what says nothing about the face: the mask that it wears, written by `segment`.
+            `mask` reaches further, over the mask's shadow and fibres.
         painted: (S, S, 3) uint8 RGB, the face without its mask, written by `inpaint`, steadied by `smooth`.
     """
 
     crop: U8
     mask: U8
+    hidden: U8
     painted: U8
 
 
@@ -158,7 +161,7 @@ class Face:
         reset: True where nothing remembered of this track may be used (new track, scene cut, jump).
         mask_score: how sure the segmenter is that the face wears a mask, 0..1.
         masked: True where the mask is to be taken off.
-        pictures: the crop, mask and painted pictures in the frame's slot.
+        pictures: the crop, mask, hidden and painted pictures in the frame's slot.
         still: True where the crop of the frame before has been moved along with the face, which looks in it as it did:
             what was found and painted there still holds.
     """
@@ -244,6 +247,7 @@ class Frame:
         if not 0 <= position < self.max_faces:
             raise IndexError(f"face {position} does not fit into a slot made for {self.max_faces} faces")
         start = self.layout.pixel_bytes + position * FACE_BYTES
-        crop, mask, painted = np.split(self.buffer[start : start + FACE_BYTES], [CROP_BYTES, CROP_BYTES + MASK_BYTES])
+        ends = np.cumsum((CROP_BYTES, MASK_BYTES, MASK_BYTES))
+        crop, mask, hidden, painted = np.split(self.buffer[start : start + FACE_BYTES], ends)
         rgb = (CROP_SIZE, CROP_SIZE, 3)
-        return FacePictures(crop.reshape(rgb), mask.reshape(rgb[:2]), painted.reshape(rgb))
+        return FacePictures(crop.reshape(rgb), mask.reshape(rgb[:2]), hidden.reshape(rgb[:2]), painted.reshape(rgb))

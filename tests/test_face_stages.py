@@ -140,11 +140,13 @@ def test_mask_shape_drops_specks_grows_and_softens() -> None:
     probability[20:22, 20:22] = 255
     solid = shape.solid(probability)
     assert not solid[:40, :40].any()
-    alpha = shape.alpha(solid, probability, np.full((468, 2), -100, np.float32))
+    alpha, hidden = shape.regions(solid, probability, np.full((468, 2), -100, np.float32))
     assert (alpha[100:160, 80:180] == 255).all()
     assert alpha[98, 130] == 255
     assert 0 < alpha[96, 130] < 255
     assert not alpha[95, 130]
+    assert (hidden[99:161, 80:180] == 255).all()
+    assert not hidden[98].any(), "beyond the fringe the network sees what there is"
 
 
 def test_rim_of_glasses_across_a_mask_is_not_painted_over() -> None:
@@ -154,7 +156,7 @@ def test_rim_of_glasses_across_a_mask_is_not_painted_over() -> None:
     probability[120:124, 80:180] = 5
     probability[150:154, 80:180] = 45
     solid = shape.solid(probability)
-    alpha = shape.alpha(solid, probability, np.full((468, 2), -100, np.float32))
+    alpha, _ = shape.regions(solid, probability, np.full((468, 2), -100, np.float32))
     assert not alpha[121:123, 90:170].any(), "a rim, certainly no mask"
     assert (alpha[126:146, 80:180] == 255).all()
     assert (alpha[151:153, 90:170] == 255).all(), "a fold that the network is unsure of"
@@ -167,10 +169,10 @@ def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrai
     points = transform_points(face.crop_from_frame, face.landmarks_px)
     eye = points[[33, 133, 159, 145]].mean(axis=0).round().astype(int)
     solid = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
-    likely = shape.alpha(solid, np.full(solid.shape, 150, np.float32), points)
+    likely = shape.regions(solid, np.full(solid.shape, 150, np.float32), points)[0]
     assert likely[eye[1], eye[0]] == 0
-    assert (likely == 0).mean() < 0.05 + (shape.alpha(solid, np.full(solid.shape, 255, np.float32), points) == 0).mean()
-    certain = shape.alpha(solid, np.full(solid.shape, 250, np.float32), points)
+    assert (likely == 0).mean() < 0.05 + (shape.regions(solid, np.full(solid.shape, 255, np.float32), points)[0] == 0).mean()
+    certain = shape.regions(solid, np.full(solid.shape, 250, np.float32), points)[0]
     assert certain[eye[1], eye[0]] == 255
 
 

@@ -48,6 +48,9 @@ _ELSEWHERE: Final = 0.2
 _CUT_OFF: Final = 0.2
 """How often a part of a scene may end anywhere in the face that it was chosen for."""
 
+_ACROSS_BORDER: Final = 0.3
+"""How often a pasted face is put across the border."""
+
 _LEAST_SEEN: Final = 0.35
 """Share of a face from which on it is to be found."""
 
@@ -141,8 +144,11 @@ def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generato
     return _moved(Picture(scene.rgb, scene.boxes, scene.kinds, scene.points), matrix.astype(np.float64), size, rng)
 
 
-def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.Generator) -> Picture:
-    """Drawn faces put where there is room, with what surrounds them, in soft-edged ovals and rectangles."""
+def paste_faces(
+    picture: Picture, data: TrackerData, count: int, rng: np.random.Generator, cut_off: float = 0.0
+) -> Picture:
+    """Drawn faces put where there is room, with what surrounds them, in soft-edged ovals and rectangles; `cut_off` is
+    how often one is put across the border."""
     rgb = picture.rgb.copy()
     boxes, kinds, points = list(picture.boxes), list(picture.kinds), list(picture.points)
     height, width = rgb.shape[:2]
@@ -153,6 +159,8 @@ def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.
         zoom = wanted / float((source[2:] - source[:2]).max())
         middle = (source[:2] + source[2:]) / 2
         at = rng.uniform(0.02, 0.98, 2) * (width, height)
+        if cut_off and rng.random() < cut_off:
+            at = _across_border(at, wanted, (width, height), rng)
         matrix = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), _random_turn(rng), zoom)
         matrix[:, 2] += at - middle
         half = zoom * (source[2:] - source[:2]) / 2
@@ -171,6 +179,15 @@ def paste_faces(picture: Picture, data: TrackerData, count: int, rng: np.random.
         np.array(kinds, np.int64),
         np.array(points, np.float32).reshape(-1, POINTS, 2),
     )
+
+
+def _across_border(at: F64, size_px: float, extent: tuple[int, int], rng: np.random.Generator) -> F64:
+    """A place moved to where a face of `size_px` crosses one border, or two."""
+    at = at.copy()
+    for axis in rng.permutation(2)[: 1 if rng.random() < 0.7 else 2]:
+        within = rng.uniform(-0.12, 0.5) * size_px
+        at[axis] = within if rng.random() < 0.5 else extent[axis] - within
+    return at
 
 
 def _wider(box: F32) -> F32:
@@ -231,7 +248,7 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
     else:
         picture = draw_scene(data, (size, size), rng)
     if rng.random() < 0.45:
-        picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng)
+        picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng, _ACROSS_BORDER)
     rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points
     if rng.random() < 0.5:
         rgb = rgb[:, ::-1].copy()

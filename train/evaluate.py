@@ -75,7 +75,7 @@ def evaluate_inpainter(engine: Engine, crops: FaceCrops, progress: Progress) -> 
         if not inside.any():
             continue
         mask = hidden.astype(np.uint8) * np.uint8(255)
-        painted = engine(truth[None], mask[None])[0].copy()
+        painted = np.where(hidden[..., None], engine(truth[None], mask[None])[0], truth).astype(np.uint8)
         telea = cv2.inpaint(truth, mask, 5, cv2.INPAINT_TELEA)
         error, baseline = (p.astype(np.float64) - truth for p in (painted, telea))
         ratio = sharpness(painted, inside) / max(sharpness(truth, inside), 1e-6)

@@ -79,7 +79,8 @@ def outcome(recipe: Recipe, network: nn.Module, faces: FaceCrops, indices: Indic
         result, logits = network(worn.rgb)
         return Outcome(worn.rgb, worn.mask, logits.sigmoid(), worn.truth, result.clamp(0, 1))
     hidden = inpainter.make_batch(faces, indices, size, seed)
-    result = network(hidden.seen, hidden.mask).clamp(0, 1)
+    painted = network(hidden.seen, hidden.mask).clamp(0, 1)
+    result = inpainter.only_hidden(painted, hidden.seen, hidden.mask)
     return Outcome(hidden.seen * (1 - hidden.mask), hidden.mask, None, hidden.truth, result)
 
 

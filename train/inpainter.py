@@ -25,7 +25,7 @@ from unmask.train.turning import random_turn, turn_head
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-WORN_SHARE = 0.35
+WORN_SHARE = 0.5
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 TURNED_SHARE = 0.2
 """How many training faces are turned aside: few pictures show profiles."""
@@ -41,6 +41,8 @@ BAD_LIGHT_SHARE = 0.2
 FILMED_SHARE = 0.2
 """How many training faces are as dim or garish, and how many as blurred, noisy or compressed, as a webcam shows them:
 what is painted must be no better."""
+BESIDE = 1 / 64
+"""Width, in sizes of the crop, of what is judged beside the hidden part: there the face must show and a mask must not."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 
@@ -182,6 +184,7 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
 
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
         super().__init__(recipe, build, self.losses, draws=True, segments=False)
+        self._cleans: bool = getattr(self.model, "cleans", False)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         return make_training_batch(self.faces, self.draws(phase, seed), phase.size, self.templates)
@@ -190,7 +193,8 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])
         with self.autocast():
             output = self.model(seen, mask)
-        whole = shown(output, truth, mask, mask * inside)
+        judged = with_surroundings(mask, round(BESIDE * phase.size)) if self._cleans else mask
+        whole = shown(output, truth, mask, judged * inside)
         return Scene(step, phase.window, whole, moved=lambda: self._moved(seen, mask))
 
     def _moved(self, seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,8 +227,19 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         batch = on_device(make_batch(self.faces, indices, size, 0), self.device)
         with self.autocast():
             output = self.averaged()(batch.seen, batch.mask)
-        columns = [batch.seen * (1 - batch.mask), tinted(batch.seen, batch.mask), output, batch.truth]
+        result = only_hidden(output, batch.seen, batch.mask)
+        columns = [batch.seen * (1 - batch.mask), tinted(batch.seen, batch.mask), result, batch.truth]
         return picture_sheet(columns, ["hidden", "mask", "result", "truth"])
+
+
+def with_surroundings(mask: Tensor, reach: int) -> Tensor:
+    """(N, 1, H, W) 0/1, a mask and what lies within `reach` px of it, across and down."""
+    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
+
+
+def only_hidden(painted: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """(N, 3, H, W), a painted picture where the mask is, what is seen elsewhere."""
+    return seen * (1 - mask) + painted * mask
 
 
 def psnr_in(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class Inpaint(Stage):
 
     def _paint(self, faces: Sequence[Face]) -> None:
         crops = np.stack([face.pictures.crop for face in faces])
-        # All that may be replaced is hidden from the network, the soft edge too: it still shows the mask.
-        hidden = np.stack([np.where(face.pictures.mask > 0, np.uint8(255), np.uint8(0)) for face in faces])
+        # Between this and the end of the soft edge the network tells skin from what the mask left there.
+        hidden = np.stack([face.pictures.hidden for face in faces])
         for face, picture in zip(faces, self._engine(crops, hidden), strict=True):
             face.pictures.painted[:] = picture
             self._paintings[face.track_id] = face.pictures.painted.copy()

@@ -41,6 +41,8 @@ _SPECK_AREA_PX: Final = 40
 """Spots smaller than this are mistakes. Narrow parts stay: they may be ear loops."""
 _GROW_PX: Final = 3
 """How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
+_FRINGE_PX: Final = 1
+"""How far beyond the mask nothing of the face can be seen."""
 _FEATHER_PX: Final = 3
 """Width of the soft edge."""
 _GAP_PX: Final = 5
@@ -62,13 +64,14 @@ _STEADY: Final = 0.5
 
 @dataclass(slots=True)
 class _Memory:
-    """What was found in the crop of a face in the frame before: `mask`, `mask_score` and `masked` as in `Face`.
+    """What was found in the crop of a face in the frame before: `mask`, `hidden`, `mask_score` and `masked` as in `Face`.
 
     `probability` is (S, S) float32 0..255, that each pixel is mask.
     """
 
     probability: F32
     mask: U8
+    hidden: U8
     mask_score: float
     masked: bool
 
@@ -101,21 +104,24 @@ class MaskShape:
     """From a probability to the region that is painted."""
 
     def __init__(self) -> None:
-        self._grow, self._gap = _disc(_GROW_PX), _disc(_GAP_PX)
+        self._grow, self._fringe, self._gap = _disc(_GROW_PX), _disc(_FRINGE_PX), _disc(_GAP_PX)
         self._window = _border_window()
 
     def solid(self, probability: F32) -> U8:
         """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
         return mask_region(probability, _SPECK_AREA_PX)
 
-    def alpha(self, solid: U8, probability: F32, points: F32) -> U8:
-        """(S, S) uint8 0..255: the mask grown by its shadow, with a soft edge, but not over eyes that can be seen, nor
-        over rims of glasses and the like, which the growth from both sides would cover.
+    def regions(self, solid: U8, probability: F32, points: F32) -> tuple[U8, U8]:
+        """The mask grown by its shadow, with a soft edge, but not over eyes that can be seen, nor over rims of glasses
+        and the like, which the growth from both sides would cover.
 
         Args:
             solid: from `solid`.
             probability: (S, S) float32 0..255.
             points: (468, 2) float32, the landmarks in crop px.
+
+        Returns:
+            `mask` and `hidden` as in `FacePictures`.
         """
         eyes = np.zeros_like(solid)
         for eye in _EYES:
@@ -126,7 +132,7 @@ class MaskShape:
         gaps = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, self._gap) & ~solid
         seen = eyes | (gaps & cv2.compare(probability, _NO_MASK, cv2.CMP_LT))
         grown = cv2.blur(cv2.dilate(solid, self._grow) & ~seen, (_FEATHER_PX, _FEATHER_PX))
-        return np.asarray(grown * self._window, np.uint8)
+        return np.asarray(grown * self._window, np.uint8), np.asarray(cv2.dilate(solid, self._fringe) & ~seen, np.uint8)
 
 
 class Segment(Stage):
@@ -182,7 +188,8 @@ class Segment(Stage):
         memory = self._memory.get(face.track_id)
         if not face.still or memory is None:
             return False
-        face.pictures.mask[:], face.mask_score, face.masked = memory.mask, memory.mask_score, memory.masked
+        face.pictures.mask[:], face.pictures.hidden[:] = memory.mask, memory.hidden
+        face.mask_score, face.masked = memory.mask_score, memory.masked
         return True
 
     def _segment(self, face: Face, probability: F32) -> None:
@@ -207,10 +214,11 @@ class Segment(Stage):
                 and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
             )
         if face.masked:
-            face.pictures.mask[:] = self._shape.alpha(solid, probability, points)
+            face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, probability, points)
         else:
-            face.pictures.mask[:] = 0
-        self._memory[face.track_id] = _Memory(probability, face.pictures.mask.copy(), face.mask_score, face.masked)
+            face.pictures.mask[:] = face.pictures.hidden[:] = 0
+        regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
+        self._memory[face.track_id] = _Memory(probability, *regions, face.mask_score, face.masked)
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.

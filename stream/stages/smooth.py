@@ -15,7 +15,7 @@ from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
 
-_BEND_PX: Final = 2.5
+_BEND_PX: Final = 4.0
 """Movement of the points, beyond what an affine map explains, at which the weight has fallen to 1/e (crop px)."""
 _LIGHT: Final = 12.0
 """Difference in colour, averaged over the painted part, at which the weight has fallen to 1/e (of 255)."""
@@ -26,8 +26,10 @@ _STILL_PX: Final = 0.15
 _AROUND_PX: Final = 8
 """How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
 
-_MAX_GAIN: Final = 1.5
+_MAX_GAIN: Final = 2.0
 """Detail that was blended is made stronger by this factor at most."""
+_DETAIL_KEPT: Final = 0.75
+"""Of the loss of detail, how much is made good: all of it would bring some of the flicker back."""
 
 
 @dataclass(slots=True)
@@ -37,15 +39,15 @@ class _Memory:
 
 
 def _detail(picture: F32) -> F32:
-    """What a picture (H, W, 3) has beyond its surroundings of 5x5 px."""
-    return np.asarray(picture - cv2.blur(picture, (5, 5)), np.float32)
+    """What a picture (H, W, 3) has beyond its surroundings of 3x3 px."""
+    return np.asarray(picture - cv2.GaussianBlur(picture, (3, 3), 0), np.float32)
 
 
 def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
-    """Give a mean of frames as much fine detail as a single frame has.
+    """Give a mean of frames nearly as much fine detail as a single frame has.
 
     Detail that differs from frame to frame is averaged away, and resampling blurs; what is left is what stays from
-    frame to frame, and is made stronger until it has the variance that it had.
+    frame to frame, and is made stronger towards the variance that it had.
 
     Args:
         now: (S, S, 3) float32, the single frame.
@@ -58,7 +60,7 @@ def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
     detail = _detail(blended)
     wanted, left = (float(np.sum(cv2.meanStdDev(d, mask=mask)[1] ** 2)) for d in (_detail(now), detail))
     gain = min(_MAX_GAIN, float(np.sqrt(wanted / max(left, 1e-6))))
-    return blended + np.float32(max(gain, 1.0) - 1.0) * detail
+    return blended + np.float32(_DETAIL_KEPT * (max(gain, 1.0) - 1.0)) * detail
 
 
 def _around(mask: U8) -> tuple[slice, slice] | None:
@@ -89,13 +91,13 @@ class Smooth(Stage):
     its strength, see `with_detail_of`.
 
     Args:
-        keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five
+        keep: weight of the frame before on a face that is still, 0..1: at 0.75 what is painted settles in about four
             frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
 
-    def __init__(self, keep: float = 0.8) -> None:
+    def __init__(self, keep: float = 0.75) -> None:
         self._keep = keep
 
     def open(self, context: Context) -> None:
