@@ -89,7 +89,7 @@ def _along(points: F32, position: float) -> F32:
     return np.asarray(points[i] + (t - i) * (points[i + 1] - points[i]), np.float32)
 
 
-def _smooth(corners: F32, bend: float, steps: int = 8) -> F32:
+def smooth_outline(corners: F32, bend: float, steps: int = 8) -> F32:
     """A closed Catmull-Rom curve through (N, 2) corners, mixed with the straight polygon. Returns (N * steps, 2)."""
     t = np.linspace(0, 1, steps, endpoint=False, dtype=np.float32)[:, None]
     curve = []
@@ -144,7 +144,7 @@ def mask_coverage(landmarks: F32, outline: Outline, size: tuple[int, int]) -> U8
 
     On a turned head the outline is joined with the nose and lips that stick out of it, if the mask covers them.
     """
-    curve = _smooth(outline_corners(landmarks, outline), outline.bend)
+    curve = smooth_outline(outline_corners(landmarks, outline), outline.bend)
     coverage = fill_polygon(curve, size)
     if outline.nose < 0.6:
         hull = cv2.convexHull(landmarks[list(_LOWER_FACE), :2].astype(np.float32))[:, 0]
@@ -171,7 +171,7 @@ def lowered_coverage(landmarks: F32, rng: np.random.Generator, size: tuple[int, 
 
     jaw = p[list(_JAW)]
     corners = np.array([top, *side(jaw[:9:-1]), p[152] + hang * down, *reversed(side(jaw[:11]))], np.float32)
-    return fill_polygon(_smooth(corners, rng.uniform(0.3, 1.0)), size)
+    return fill_polygon(smooth_outline(corners, rng.uniform(0.3, 1.0)), size)
 
 
 def straps(landmarks: F32, rng: np.random.Generator, size: tuple[int, int], lowered: bool = False) -> U8:

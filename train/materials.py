@@ -23,6 +23,7 @@ from unmask.train.masks import (
     mask_coverage,
     outline_corners,
     random_outline,
+    smooth_outline,
     straps,
 )
 
@@ -325,6 +326,23 @@ def grow_beard(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
     cover = cover * np.clip(rng.uniform(0.35, 0.95) + strands, 0, 1)
     lit = np.clip(hair * (1 + strands)[..., None], 0, 1) * _exposure(rgb, rng)
     return np.asarray(np.clip(rgb + cover[..., None] * (lit - rgb), 0, 1), np.float32)
+
+
+def wear_collar(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
+    """A turtleneck, scarf or collar up to the chin, sometimes over it, which a segmenter must not take for a mask worn
+    there. (H, W, 3) in and out."""
+    size = rgb.shape[:2]
+    p = landmarks[:, :2]
+    sheet = _sheet(landmarks, size)
+    across = (p[397] - p[172]) / 2
+    down = sheet.eye * (p[152] - p[168]) / (np.linalg.norm(p[152] - p[168]) + 1e-6)
+    wide, raised = rng.uniform(0.9, 1.9), rng.uniform(-0.1, 0.3)
+    top = p[152] + rng.uniform(-0.15, 0.4) * down
+    ends = [top + side * wide * across - raised * down for side in (-1, 1)]
+    hems = [end + side * rng.uniform(0.0, 0.8) * across + 4 * down for end, side in zip(ends, (-1, 1), strict=True)]
+    corners = np.array([ends[0], top - 0.4 * across, top + 0.4 * across, ends[1], hems[1], hems[0]], np.float32)
+    cover = fill_polygon(smooth_outline(corners, rng.uniform(0.2, 0.9)), size).astype(np.float32) / np.float32(255)
+    return _compose(rgb, cloth(sheet, rng), cover, sheet.eye, rng)
 
 
 class _Thing:

@@ -22,6 +22,7 @@ from unmask.train.materials import (
     draw_mask,
     grow_beard,
     put_in_front,
+    wear_collar,
     wear_template,
 )
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device
@@ -40,6 +41,8 @@ GLASSES_SHARE = 0.25
 """How many faces get glasses: their frame stays where it crosses the mask."""
 _ON_THE_MASK = 0.28
 """How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
+COLLAR_SHARE = 0.15
+"""How many faces wear something up to the chin that is no mask."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -95,6 +98,8 @@ def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generato
     turns = rng.random() < TURNED_SHARE
     face = augment(sources.faces, index, size, rng, 1.0 if turns else JITTER)
     rgb = grow_beard(face.rgb, face.points, rng) if rng.random() < 0.25 else face.rgb
+    if rng.random() < COLLAR_SHARE:
+        rgb = wear_collar(rgb, face.points, rng)
     masked, points = Masked(rgb, np.zeros((size, size), np.float32)), face.points
     wears = rng.random() < 0.75
     strength = 2.5 if rng.random() < 0.35 else 1.0

@@ -59,8 +59,8 @@ class DrawTracks(Stage):
         cv2.polylines(plane, [_px(crop)], True, value, thickness, cv2.LINE_AA, 4)
         for x, y in _px(face.landmarks_px[:, :2] / block):
             cv2.circle(plane, (int(x), int(y)), 8 * thickness, value, -1, cv2.LINE_AA, 4)
-        at = _px(np.array([(face.box_px[0], face.box_px[1])], np.float32) / block)[0] // 16 - (0, 4)
-        size = float(np.clip(across / 160, 0.4, 1.5))
+        at = _px(np.array([(face.box_px[0], face.box_px[1] - 4)], np.float32) / block)[0] // 16
+        size = float(np.clip(across * block[0] / 160, 0.4, 1.5)) / block[0]
         cv2.putText(
             plane, f"{face.track_id}: {face.score:.2f}", tuple(map(int, at)), cv2.FONT_HERSHEY_SIMPLEX, size, value
         )
