@@ -7,7 +7,8 @@ pipeline gets (`unmask.stream.stages.track`).
 
 scenes      pictures with labelled boxes (boxes.csv), the third that is kept for validation by the hash of its name: a
             face counts as found where a given one overlaps its box by more than 0.4 (IoU). Precision counts given faces
-            of 32 px and more; faces that the labels leave out count as wrong. "detector alone" is one look of the
+            of 32 px and more; faces that the labels leave out count as wrong. They are listed, as people saw them, in
+            unlabelled.csv: the second precision leaves out what was given there. "detector alone" is one look of the
             detector at the whole picture, at the score at which it is used by itself.
 pasted      bare validation faces pasted into those scenes, for bare faces.
 points      validation faces with drawn masks: distance to the mesh of the bare face, over the distance of the outer eye
@@ -22,6 +23,7 @@ videos      real masked people (`CLIPS` says where how many can be seen). "track
 """
 
 import argparse
+import csv
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +66,9 @@ SMALLEST: Final = 32.0
 FOUND: Final = 0.4
 MAX_FACES: Final = 64
 FPS: Final = 25
+UNLABELLED: Final = Path(__file__).with_name("unlabelled.csv")
+"""Real faces in the validation scenes that no label names, found by looking at everything that any tracker gave there
+and no label fits: picture, x0, y0, x1, y1 px."""
 NOISE: Final = 2.5
 """Standard deviation of the noise on the still clip, of 255."""
 
@@ -122,8 +127,9 @@ class Tally:
     def __init__(self) -> None:
         self.found: dict[str, list[bool]] = defaultdict(list)
         self.right: list[bool] = []
+        self.unlabelled = 0
 
-    def add(self, given: F32, labelled: F32, kinds: list[str]) -> None:
+    def add(self, given: F32, labelled: F32, kinds: list[str], unlabelled: F32 | None = None) -> None:
         both = overlap(given, labelled) if len(given) and len(labelled) else np.zeros((len(given), len(labelled)))
         for column, (box, kind) in enumerate(zip(labelled, kinds, strict=True)):
             if name := size_class(box):
@@ -133,10 +139,18 @@ class Tally:
         for row, box in enumerate(given):
             if (box[2:] - box[:2]).max() >= SMALLEST:
                 self.right.append(bool(both[row].max(initial=0) > FOUND))
+                if unlabelled is not None and len(unlabelled) and not self.right[-1]:
+                    self.unlabelled += bool(overlap(box[None], unlabelled).max() > FOUND)
 
     def figures(self) -> dict[str, str]:
         rows = {f"recall, {name}": f"{np.mean(hits):.3f} of {len(hits)}" for name, hits in sorted(self.found.items())}
-        return rows | {"precision": f"{np.mean(self.right):.3f} of {len(self.right)}" if self.right else "none given"}
+        if not self.right:
+            return rows | {"precision": "none given"}
+        right, given, known = sum(self.right), len(self.right), len(self.right) - self.unlabelled
+        return rows | {
+            "precision": f"{right / given:.3f} of {given}",
+            "precision, without unlabelled faces": f"{right / known:.3f} of {known}",
+        }
 
 
 def alone(tracker: Tracker) -> Callable[[U8], list[tuple[float, float, float, float]]]:
@@ -154,12 +168,21 @@ def alone(tracker: Tracker) -> Callable[[U8], list[tuple[float, float, float, fl
     return look
 
 
-def validation_scenes(folder: Path) -> Iterator[tuple[U8, F32, list[str]]]:
+def unlabelled_faces() -> dict[str, F32]:
+    """The boxes of `UNLABELLED`, (N, 4) for each picture that has any."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    with UNLABELLED.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["picture"]].append([float(row[side]) for side in ("x0", "y0", "x1", "y1")])
+    return {name: np.array(boxes, np.float32) for name, boxes in found.items()}
+
+
+def validation_scenes(folder: Path) -> Iterator[tuple[str, U8, F32, list[str]]]:
     names = ("masked", "worn wrongly", "bare")
     for name, labelled in sorted(read_boxes(folder).items()):
         if is_validation_scene(name):
             boxes = np.array([box for _, box in labelled], np.float32)
-            yield read_rgb(folder / name), boxes, [names[kind] for kind, _ in labelled]
+            yield name, read_rgb(folder / name), boxes, [names[kind] for kind, _ in labelled]
 
 
 def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
@@ -169,12 +192,13 @@ def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
 def measure_scenes(folder: Path, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
     looks = {tracker: alone(tracker) for tracker in trackers}
     tallies = {name: Tally() for name in (*trackers, *(f"{name}, detector alone" for name in looks))}
-    for rgb, boxes, kinds in validation_scenes(folder):
+    unlabelled = unlabelled_faces()
+    for name, rgb, boxes, kinds in validation_scenes(folder):
         for tracker in trackers:
-            tallies[tracker].add(faces_of_picture(tracker, rgb), boxes, kinds)
+            tallies[tracker].add(faces_of_picture(tracker, rgb), boxes, kinds, unlabelled.get(name))
         for tracker, look in looks.items():
             seen = np.array(look(rgb), np.float32).reshape(-1, 4)
-            tallies[f"{tracker}, detector alone"].add(seen, boxes, kinds)
+            tallies[f"{tracker}, detector alone"].add(seen, boxes, kinds, unlabelled.get(name))
     return {name: tally.figures() for name, tally in tallies.items()}
 
 
@@ -189,7 +213,7 @@ def measure_pasted(folder: Path, crops: Path, trackers: Sequence[Tracker]) -> di
     rng = np.random.default_rng(5)
     tallies = {tracker: Tally() for tracker in trackers}
     indices = iter(np.tile(faces.split(True), 4))
-    for rgb, boxes, _ in validation_scenes(folder):
+    for _, rgb, boxes, _ in validation_scenes(folder):
         drawn = []
         for index in (next(indices) for _ in range(3)):
             bare = augment(faces, int(index), 160, rng, 0.0)

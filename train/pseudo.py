@@ -27,6 +27,9 @@ F64 = npt.NDArray[np.float64]
 
 _VIEWS: Final = tuple((scale, turn, mirror) for scale in (0.9, 1.05, 1.2) for turn in (-8, 8) for mirror in (0, 1))
 _UNSURE: Final = (0.25, 0.75)
+_FAINT: Final = 0.012
+"""Apart from the mask, what is likelier than this is not known either: it may be an ear loop that was missed."""
+_APART_PX: Final = 4
 _UNSURE_SHARE: Final = 0.25
 """Of the mask: above it, the whole picture is left out."""
 _AREA: Final = (0.03, 0.5)
@@ -224,5 +227,7 @@ class PseudoLabels:
             crop, p = np.asarray(np.rint(np.clip(changed.rgb, 0, 1) * 255), np.uint8), changed.coverage
         rgb, inside = warp_crop(crop, matrix, size)
         p = np.asarray(cv2.warpAffine(p, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE), np.float32)
-        weight = ((p < _UNSURE[0]) | (p > _UNSURE[1])) & (inside > 0)
+        around = cv2.dilate((p > 0.5).astype(np.uint8), np.ones((2 * _APART_PX + 1, 2 * _APART_PX + 1), np.uint8)) > 0
+        known = (p < np.where(around, _UNSURE[0], _FAINT)) | (p > _UNSURE[1])
+        weight = known & (inside > 0)
         return rgb.astype(np.float32) / np.float32(255), (p > 0.5).astype(np.float32), weight.astype(np.float32)
