@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane, residuals
 
-
 _CRISPER: Final = 0.4
-"""Lines are drawn in their place and too faint: what a pixel differs from the mean of its 3x3 px is made so much larger.
-LPIPS is the same at 0.4, and rises above (docs/experiments.md)."""
+"""Lines are drawn in their place and too faint: what a pixel differs from the mean of its 3x3 px by is made larger by
+this share. LPIPS is the same at 0.4, and rises above (docs/experiments.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,8 @@ class Inpainter(nn.Module):
             mask: (N, 1, H, W), 0..1, 1 where the picture is to be painted.
 
         Returns:
-            (N, 3, H, W), 0..1: the bare face, painted where the mask is. Beside it what can be seen, without what a mask
-            may have left there; further away it means nothing.
+            (N, 3, H, W), 0..1: the bare face, painted where the mask is. Beside that what can be seen, without what a
+            mask may have left there; further away it means nothing.
         """
         seen = rgb * (1.0 - mask)
         x = torch.cat([2.0 * seen - 1.0 + mask, mask], dim=1)

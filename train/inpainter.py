@@ -42,7 +42,7 @@ FILMED_SHARE = 0.2
 """How many training faces are as dim or garish, and how many as blurred, noisy or compressed, as a webcam shows them:
 what is painted must be no better."""
 BESIDE = 1 / 64
-"""Width, in sizes of the crop, of what is judged beside the hidden part: there the face must show and a mask must not."""
+"""Width, in sizes of the crop, of what is judged beside the hidden part: the face must show there, and no mask."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 

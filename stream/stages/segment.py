@@ -64,7 +64,7 @@ _STEADY: Final = 0.5
 
 @dataclass(slots=True)
 class _Memory:
-    """What was found in the crop of a face in the frame before: `mask`, `hidden`, `mask_score` and `masked` as in `Face`.
+    """What was found in the crop of a face in the frame before; names are those of `Face` and its pictures.
 
     `probability` is (S, S) float32 0..255, that each pixel is mask.
     """
