@@ -44,12 +44,7 @@ class Inpainter(nn.Module):
 
     Args:
         config: sizes.
-
-    Attributes:
-        cleans: it also paints over what a mask leaves beside the hidden part.
     """
-
-    cleans: Final = True
 
     def __init__(self, config: InpainterConfig | None = None) -> None:
         super().__init__()

@@ -99,15 +99,13 @@ def test_shipped_inpainter_paints_what_is_hidden_better_than_grey(
     assert psnr((painted - truth)[inside]) > psnr(mean - truth[inside]) + 1
 
 
-def test_beside_the_hidden_part_skin_stays_and_the_rest_of_the_mask_goes(portrait: Portrait) -> None:
-    coverage = portrait.crop_coverage().astype(np.uint8)
-    hidden = cv2.erode(coverage, np.ones((5, 5), np.uint8))
-    around = cv2.dilate(coverage, np.ones((5, 5), np.uint8))
-    seen, truth = portrait.crop(masked=True), portrait.crop(masked=False).astype(np.float32)
-    painted = TorchEngine("inpainter")(seen[None], 255 * hidden[None])[0].astype(np.float32)
-    left, skin = (coverage > 0) & (hidden == 0), (around > 0) & (coverage == 0)
-    assert np.abs(painted - truth)[left].mean() < 0.5 * np.abs(seen - truth)[left].mean()
-    assert np.abs(painted - truth)[skin].mean() < 0.5 * np.abs(painted - truth)[hidden > 0].mean()
+def test_beside_the_hidden_part_skin_comes_back_as_it_is(portrait: Portrait) -> None:
+    hidden = cv2.dilate(portrait.crop_coverage().astype(np.uint8), np.ones((3, 3), np.uint8))
+    beside = (cv2.dilate(hidden, np.ones((7, 7), np.uint8)) > 0) & (hidden == 0)
+    truth = portrait.crop(masked=False)
+    painted = TorchEngine("inpainter")(truth[None], 255 * hidden[None])[0]
+    error = np.abs(painted.astype(np.float32) - truth)
+    assert error[beside].mean() < 0.4 * error[hidden > 0].mean()
 
 
 def test_light_goes_on_across_the_edge_of_the_mask(portrait: Portrait) -> None:

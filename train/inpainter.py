@@ -25,7 +25,7 @@ from unmask.train.turning import random_turn, turn_head
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-WORN_SHARE = 0.5
+WORN_SHARE = 0.35
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 TURNED_SHARE = 0.2
 """How many training faces are turned aside: few pictures show profiles."""
@@ -41,8 +41,6 @@ BAD_LIGHT_SHARE = 0.2
 FILMED_SHARE = 0.2
 """How many training faces are as dim or garish, and how many as blurred, noisy or compressed, as a webcam shows them:
 what is painted must be no better."""
-BESIDE = 1 / 64
-"""Width, in sizes of the crop, of what is judged beside the hidden part: the face must show there, and no mask."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 
@@ -73,8 +71,7 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
         worn = draw_mask(sample.rgb, sample.points, rng)
     thin = max(1, round(0.02 * size[0]))
     body = cv2.morphologyEx((worn.coverage > 0.5).astype(np.uint8), cv2.MORPH_OPEN, disc(thin))
-    reach = int(rng.integers(-(thin // 2), thin + 1))
-    body = cv2.dilate(body, disc(reach)) if reach >= 0 else cv2.erode(body, disc(-reach))
+    body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1))))
     if rng.random() < 0.5:  # nothing of the mask is left
         keep = (body > 0)[..., None] | (worn.coverage < 0.01)[..., None]
         return np.where(keep, worn.rgb, sample.rgb).astype(np.float32), body.astype(np.float32)
@@ -185,7 +182,6 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
 
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
         super().__init__(recipe, build, self.losses, draws=True, segments=False)
-        self._cleans: bool = getattr(self.model, "cleans", False)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         return make_training_batch(self.faces, self.draws(phase, seed), phase.size, self.templates)
@@ -194,8 +190,7 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])
         with self.autocast():
             output = self.model(seen, mask)
-        judged = with_surroundings(mask, round(BESIDE * phase.size)) if self._cleans else mask
-        whole = shown(output, truth, mask, judged * inside)
+        whole = shown(output, truth, mask, mask * inside)
         return Scene(step, phase.window, whole, moved=lambda: self._moved(seen, mask))
 
     def _moved(self, seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,11 +226,6 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         result = only_hidden(output, batch.seen, batch.mask)
         columns = [batch.seen * (1 - batch.mask), tinted(batch.seen, batch.mask), result, batch.truth]
         return picture_sheet(columns, ["hidden", "mask", "result", "truth"])
-
-
-def with_surroundings(mask: Tensor, reach: int) -> Tensor:
-    """(N, 1, H, W) 0/1, a mask and what lies within `reach` px of it, across and down."""
-    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
 
 
 def only_hidden(painted: Tensor, seen: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from unmask.errors import UserError
 from unmask.train.masks import (
+    _JAW,
     Outline,
     Worn,
     _along,
@@ -336,11 +337,18 @@ def wear_collar(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
     sheet = _sheet(landmarks, size)
     across = (p[397] - p[172]) / 2
     down = sheet.eye * (p[152] - p[168]) / (np.linalg.norm(p[152] - p[168]) + 1e-6)
-    wide, raised = rng.uniform(0.9, 1.9), rng.uniform(-0.1, 0.3)
-    top = p[152] + rng.uniform(-0.15, 0.4) * down
-    ends = [top + side * wide * across - raised * down for side in (-1, 1)]
-    hems = [end + side * rng.uniform(0.0, 0.8) * across + 4 * down for end, side in zip(ends, (-1, 1), strict=True)]
-    corners = np.array([ends[0], top - 0.4 * across, top + 0.4 * across, ends[1], hems[1], hems[0]], np.float32)
+    if rng.random() < 0.5:
+        top = p[152] + rng.uniform(-0.15, 0.4) * down
+        wide, raised = rng.uniform(0.9, 1.9), rng.uniform(-0.1, 0.3)
+        ends = [top + side * wide * across - raised * down for side in (-1, 1)]
+        edge = [ends[0], top - 0.4 * across, top + 0.4 * across, ends[1]]
+    else:  # along the jaw, as hoods and shawls lie
+        skipped = int(rng.integers(2, len(_JAW) // 2 - 2))
+        jaw = p[list(_JAW[skipped : len(_JAW) - skipped])]
+        edge = list(jaw + rng.uniform(-0.05, 0.15) * (jaw - p[1]))
+        edge = edge if np.dot(edge[-1] - edge[0], across) > 0 else edge[::-1]
+    hems = [edge[-1 if side > 0 else 0] + side * rng.uniform(0.0, 0.8) * across + 4 * down for side in (1, -1)]
+    corners = np.array([*edge, *hems], np.float32)
     cover = fill_polygon(smooth_outline(corners, rng.uniform(0.2, 0.9)), size).astype(np.float32) / np.float32(255)
     return _compose(rgb, cloth(sheet, rng), cover, sheet.eye, rng)
 

@@ -80,8 +80,6 @@ class PersonalInpainter(nn.Module):
         rank: of the adapters; the largest that keeps the file small, if it is not given.
     """
 
-    cleans: Final = True
-
     def __init__(self, rank: int = _RANK) -> None:
         super().__init__()
         self.network = shipped_inpainter().requires_grad_(False)

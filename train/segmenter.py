@@ -41,7 +41,7 @@ GLASSES_SHARE = 0.25
 """How many faces get glasses: their frame stays where it crosses the mask."""
 _ON_THE_MASK = 0.28
 """How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
-COLLAR_SHARE = 0.15
+COLLAR_SHARE = 0.25
 """How many faces wear something up to the chin that is no mask."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
