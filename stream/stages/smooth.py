@@ -28,7 +28,7 @@ _AROUND_PX: Final = 8
 
 _MAX_GAIN: Final = 2.0
 """Detail that was blended is made stronger by this factor at most."""
-_DETAIL_KEPT: Final = 0.75
+_DETAIL_KEPT: Final = 0.9
 """Of the loss of detail, how much is made good: all of it would bring some of the flicker back."""
 
 
