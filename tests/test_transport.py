@@ -105,7 +105,7 @@ def test_arrays_of_a_received_face_can_be_written(pool: SlotPool) -> None:
     [
         ("landmarks_px", np.zeros((467, 3), np.float32), "shape"),
         ("crop_from_frame", np.eye(3), "shape"),
-        ("pictures", FacePictures(*np.zeros((3, 1), np.uint8)), "not those"),
+        ("pictures", FacePictures(*np.zeros((4, 1), np.uint8)), "not those"),
     ],
 )
 def test_a_face_that_does_not_belong_to_its_frame_is_refused(
