@@ -7,7 +7,7 @@ pipeline gets (`unmask.stream.stages.track`).
 
 scenes      pictures with labelled boxes (boxes.csv), the third that is kept for validation by the hash of its name: a
             face counts as found where a given one overlaps its box by more than 0.4 (IoU). Precision counts given faces
-            of 32 px and more; faces that the labels leave out count as wrong. They are listed, as people saw them, in
+            of 32 px and more; faces that the labels leave out count as wrong. They are listed, by eye, in
             unlabelled.csv: the second precision leaves out what was given there. "detector alone" is one look of the
             detector at the whole picture, at the score at which it is used by itself.
 pasted      bare validation faces pasted into those scenes, for bare faces.

@@ -40,7 +40,7 @@ class Inpainter(nn.Module):
     It draws the whole crop, also what can be seen. Where its drawing differs from what is seen, the difference is
     carried into the hidden part, as in Poisson image editing (Perez et al. 2003, doi:10.1145/882262.882269), so that
     colour and light go on across the edge. How far each seen pixel is to be trusted is drawn too: the rest of a mask
-    beside the hidden part must not colour the face, and is painted over.
+    beside the hidden part must not colour the face, and is toned down.
 
     Args:
         config: sizes.
@@ -79,8 +79,8 @@ class Inpainter(nn.Module):
             mask: (N, 1, H, W), 0..1, 1 where the picture is to be painted.
 
         Returns:
-            (N, 3, H, W), 0..1: the bare face, painted where the mask is. Beside that what can be seen, without what a
-            mask may have left there; further away it means nothing.
+            (N, 3, H, W), 0..1: the bare face, painted where the mask is. Beside that nearly what can be seen; of a mask
+            that was left there, faint edges are toned down and solid parts stay. Further away it means nothing.
         """
         seen = rgb * (1.0 - mask)
         x = torch.cat([2.0 * seen - 1.0 + mask, mask], dim=1)

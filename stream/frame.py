@@ -129,6 +129,7 @@ class Layout:
 CROP_BYTES: Final = CROP_SIZE * CROP_SIZE * 3
 MASK_BYTES: Final = CROP_SIZE * CROP_SIZE
 FACE_BYTES: Final = 2 * (CROP_BYTES + MASK_BYTES)
+_PICTURE_ENDS: Final = (CROP_BYTES, CROP_BYTES + MASK_BYTES, CROP_BYTES + 2 * MASK_BYTES)
 
 
 class FacePictures(NamedTuple):
@@ -247,7 +248,6 @@ class Frame:
         if not 0 <= position < self.max_faces:
             raise IndexError(f"face {position} does not fit into a slot made for {self.max_faces} faces")
         start = self.layout.pixel_bytes + position * FACE_BYTES
-        ends = np.cumsum((CROP_BYTES, MASK_BYTES, MASK_BYTES))
-        crop, mask, hidden, painted = np.split(self.buffer[start : start + FACE_BYTES], ends)
+        crop, mask, hidden, painted = np.split(self.buffer[start : start + FACE_BYTES], _PICTURE_ENDS)
         rgb = (CROP_SIZE, CROP_SIZE, 3)
         return FacePictures(crop.reshape(rgb), mask.reshape(rgb[:2]), hidden.reshape(rgb[:2]), painted.reshape(rgb))

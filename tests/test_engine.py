@@ -15,9 +15,11 @@ from faces import Portrait
 from tolerances import ENGINE_PSNR_DB, MASK_IOU
 
 from unmask.errors import EngineError, UserError
-from unmask.models import engine
+from unmask.models import engine, inpainter
 from unmask.models.engine import NETWORKS, NetworkName, OpenVinoEngine, TorchEngine, choose, weights_file
 from unmask.models.enlarge import doubled
+from unmask.models.geometry import CROP_SIZE
+from unmask.models.runtime import load_runtime
 from unmask.train.evaluate import psnr
 
 U8 = npt.NDArray[np.uint8]
@@ -106,6 +108,22 @@ def test_beside_the_hidden_part_skin_comes_back_as_it_is(portrait: Portrait) -> 
     painted = TorchEngine("inpainter")(truth[None], 255 * hidden[None])[0]
     error = np.abs(painted.astype(np.float32) - truth)
     assert error[beside].mean() < 0.4 * error[hidden > 0].mean()
+
+
+def test_lines_are_made_crisper_away_from_the_edge_only(monkeypatch: pytest.MonkeyPatch, portrait: Portrait) -> None:
+    network = load_runtime("inpainter", weights_file("inpainter.safetensors")).network
+    rgb = torch.from_numpy(portrait.crop(masked=False)).permute(2, 0, 1)[None] / 255
+    hidden = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+    hidden[140:220, 80:180] = 1
+    with torch.inference_mode():
+        mask = torch.from_numpy(hidden)[None, None].float()
+        crisp = network(rgb, mask)
+        monkeypatch.setattr(inpainter, "_CRISPER", 0.0)
+        plain = network(rgb, mask)
+    inner = torch.from_numpy(cv2.erode(hidden, np.ones((3, 3), np.uint8)) > 0)
+    torch.testing.assert_close(crisp[..., ~inner], plain[..., ~inner])
+    lines, faint = (x[..., 142:218, 82:178].diff().abs().mean() for x in (crisp, plain))
+    assert lines > 1.1 * faint
 
 
 def test_light_goes_on_across_the_edge_of_the_mask(portrait: Portrait) -> None:

@@ -18,7 +18,8 @@ LOOSE_SHARE: Final = 0.35
 """How many of the well worn masks that the inpainter learns on are wider than the face."""
 
 # Points of MediaPipe's mesh, from the picture's left side of the face (the person's right) to the other side.
-_JAW: Final = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
+JAW: Final = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
+"""Landmarks along the jaw, from ear to ear."""
 _NOSE_LINE: Final = (168, 6, 197, 195, 5, 4, 1, 2, 0)
 """From between the eyes over the tip of the nose to the upper lip."""
 _CHEEK_HIGH: Final = (117, 346)
@@ -112,7 +113,7 @@ def outline_corners(landmarks: F32, outline: Outline) -> F32:
     down = p[152] - p[168]
     down = down / (np.linalg.norm(down) + 1e-6)
     centre = p[list(_LOWER_FACE)].mean(axis=0)
-    jaw = p[list(_JAW)]
+    jaw = p[list(JAW)]
     nose = _along(p[list(_NOSE_LINE)], outline.nose)
 
     def side(which: int) -> list[F32]:
@@ -169,7 +170,7 @@ def lowered_coverage(landmarks: F32, rng: np.random.Generator, size: tuple[int, 
         inner = top + 0.5 * (_along(line, 0.84) - top) + 0.1 * (top - p[152])
         return [inner, tip, tip + 0.4 * hang * down, low + rng.uniform(0.8, 1.05) * hang * down]
 
-    jaw = p[list(_JAW)]
+    jaw = p[list(JAW)]
     corners = np.array([top, *side(jaw[:9:-1]), p[152] + hang * down, *reversed(side(jaw[:11]))], np.float32)
     return fill_polygon(smooth_outline(corners, rng.uniform(0.3, 1.0)), size)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from unmask.errors import UserError
 from unmask.train.masks import (
-    _JAW,
+    JAW,
     Outline,
     Worn,
     _along,
@@ -343,8 +343,8 @@ def wear_collar(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
         ends = [top + side * wide * across - raised * down for side in (-1, 1)]
         edge = [ends[0], top - 0.4 * across, top + 0.4 * across, ends[1]]
     else:  # along the jaw, as hoods and shawls lie
-        skipped = int(rng.integers(2, len(_JAW) // 2 - 2))
-        jaw = p[list(_JAW[skipped : len(_JAW) - skipped])]
+        skipped = int(rng.integers(2, len(JAW) // 2 - 2))
+        jaw = p[list(JAW[skipped : len(JAW) - skipped])]
         edge = list(jaw + rng.uniform(-0.05, 0.15) * (jaw - p[1]))
         edge = edge if np.dot(edge[-1] - edge[0], across) > 0 else edge[::-1]
     hems = [edge[-1 if side > 0 else 0] + side * rng.uniform(0.0, 0.8) * across + 4 * down for side in (1, -1)]

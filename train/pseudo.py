@@ -1,7 +1,8 @@
 """Pseudo-labels: real masked faces, labelled by a trained segmenter, to train the next one on (Lee 2013; Xie et al.
 2020, arXiv:1911.04252).
 
-The label of a pixel is the mean over several views of the same crop; where the views disagree there is none.
+The label of a pixel is the mean over several views of the same crop. There is none where the views disagree nor, apart
+from the mask, where they are in the least doubt.
 """
 
 import json

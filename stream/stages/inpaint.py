@@ -50,7 +50,7 @@ class Inpaint(Stage):
 
     def _paint(self, faces: Sequence[Face]) -> None:
         crops = np.stack([face.pictures.crop for face in faces])
-        # Between this and the end of the soft edge the network tells skin from what the mask left there.
+        # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
         hidden = np.stack([face.pictures.hidden for face in faces])
         for face, picture in zip(faces, self._engine(crops, hidden), strict=True):
             face.pictures.painted[:] = picture
