@@ -87,11 +87,13 @@ class Sighting(NamedTuple):
         landmarks_px: (468, 3) float32, as `unmask.stream.frame.Face.landmarks_px`.
         score: how likely it is that these points are on a face, 0..1.
         agreement: the same of a face that was there a moment ago, 0..1; in profile far higher.
+        again_px: where `Finder.follow` would place the points from there, if that is known.
     """
 
     landmarks_px: F32
     score: float
     agreement: float
+    again_px: F32 | None = None
 
 
 class Finder(ABC):
@@ -143,14 +145,19 @@ class Finder(ABC):
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
         """Find the points of a proposal, and look closely: twice, and a third time where that leaves doubt."""
-        landmarks_px, _ = self.points(frame, roi_from_detection(proposal))
-        best = self.look(frame, landmarks_px)
+        landmarks_px, there = self.points(frame, roi_from_detection(proposal))
+        if not there:
+            return Sighting(landmarks_px, 0.0, 0.0)
+        latest = best = self.look(frame, landmarks_px)
         for doubt in (1.0, _DOUBT):
             if max(best.score, best.agreement) < _HOPELESS or best.score > doubt:
                 break
             # The points frame a face better than a detector does, except in profile, where they may drift off.
-            landmarks_px, _ = self.follow(frame, landmarks_px)
-            best = max(self.look(frame, landmarks_px), best, key=lambda s: s.score + s.agreement)
+            again_px = latest.again_px
+            if again_px is None:
+                again_px, _ = self.follow(frame, latest.landmarks_px)
+            latest = self.look(frame, again_px)
+            best = max(latest, best, key=lambda s: s.score + s.agreement)
         return best
 
     def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
@@ -221,7 +228,7 @@ class MediaPipeFinder(Finder):
 
 def points_box(landmarks_px: F32) -> Box:
     """(x0, y0, x1, y1) around the points."""
-    low, high = landmarks_px[:, :2].min(axis=0), landmarks_px[:, :2].max(axis=0)
+    low, high = cv2.reduce(landmarks_px, 0, cv2.REDUCE_MIN)[0], cv2.reduce(landmarks_px, 0, cv2.REDUCE_MAX)[0]
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
@@ -321,10 +328,11 @@ def _starts(length: int) -> list[float]:
 
 
 def moved(detection: Detection, target_from_source: F64) -> Detection:
-    """A detection through a similarity. Its box stays upright."""
-    scale = math.sqrt(abs(float(np.linalg.det(target_from_source[:, :2]))))
-    points = np.vstack([box_centre(detection.box_px), detection.keypoints_px]).astype(np.float32)
+    """A detection through a similarity. Its box stays upright, and takes as much of the other side's length as it was
+    turned."""
+    box, linear = detection.box_px, target_from_source[:, :2]
+    points = np.vstack([box_centre(box), detection.keypoints_px]).astype(np.float32)
     placed = transform_points(target_from_source, points)
-    half = scale * box_size(detection.box_px) / 2
-    x, y = float(placed[0, 0]), float(placed[0, 1])
-    return Detection((x - half, y - half, x + half, y + half), placed[1:], detection.score, detection.kinds)
+    half = np.abs(linear) ** 2 @ (box[2] - box[0], box[3] - box[1]) / math.sqrt(abs(np.linalg.det(linear))) / 2
+    (x0, y0), (x1, y1) = placed[0] - half, placed[0] + half
+    return Detection((float(x0), float(y0), float(x1), float(y1)), placed[1:], detection.score, detection.kinds)

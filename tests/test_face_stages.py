@@ -222,10 +222,26 @@ def test_mask_region_takes_in_what_hangs_together_with_something_sure() -> None:
     probability[25:35, 25:35] = 220
     probability[50:60, 50:60] = 90
     region = mask_region(probability)
-    assert (region[20:40, 20:40] == 255).all()
+    assert (region[21:39, 21:39] == 255).all()
     assert not region[50:60, 50:60].any(), "likely, but next to nothing sure"
     assert not mask_region(np.full((8, 8), 120, np.uint8)).any()
     np.testing.assert_array_equal(region, mask_region(probability.astype(np.float32)))
+
+
+def test_mask_region_fills_holes_smooths_its_border_and_leaves_what_is_certainly_no_mask() -> None:
+    probability = np.zeros((64, 64), np.uint8)
+    probability[10:50, 10:50] = 230
+    probability[20:28, 20:28] = 0  # a print, a valve
+    probability[30, 10:50] = 24  # a thin rim in front, to both borders
+    probability[10, 20] = 30  # a notch
+    probability[40, 50] = 40  # where the border fades
+    region = mask_region(probability)
+    assert (region[20:28, 20:28] == 255).all()
+    assert not region[30].any()
+    assert region[10, 20] == 255
+    assert region[40, 50] == 255
+    probability[12:48, 12:48] = 0
+    assert not mask_region(probability)[12:48, 12:48].any(), "too large for a hole"
 
 
 # --- what was found and painted stays while the face keeps still ------------------------------------------------------

@@ -51,6 +51,10 @@ _CUT_OFF: Final = 0.2
 _ACROSS_BORDER: Final = 0.3
 """How often a pasted face is put across the border."""
 
+_ENDS_WITHIN: Final = 0.25
+"""How often the border of the picture is moved into it, through a face. Views of a frame show what lies beyond it too,
+as its last row of pixels repeated."""
+
 _LEAST_SEEN: Final = 0.35
 """Share of a face from which on it is to be found."""
 
@@ -109,13 +113,44 @@ def _moved(picture: Picture, matrix: F64, size: tuple[int, int], rng: np.random.
     centres = transform_points(matrix, middles)
     half = zoom * (picture.boxes[:, 2:] - picture.boxes[:, :2]) / 2
     boxes = np.concatenate([centres - half, centres + half], axis=1).astype(np.float32)
-    seen = np.clip(boxes, 0, [size[0], size[1], size[0], size[1]])
-    share = np.prod(seen[:, 2:] - seen[:, :2], axis=1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-6)
     small = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) < SMALLEST
-    kinds = np.where((share < _LEAST_SEEN) | small, -1, picture.kinds)
+    kinds = np.where(small, -1, picture.kinds)
     points = transform_points(matrix, picture.points.reshape(-1, 2)).reshape(-1, POINTS, 2)
-    kept = share > 0.02
-    return Picture(np.asarray(out, np.uint8), boxes[kept], kinds[kept], points[kept])
+    placed = Picture(np.asarray(out, np.uint8), boxes, kinds, points)
+    return _only_seen(placed, np.array([0, 0, *size], np.float32))
+
+
+def _only_seen(picture: Picture, border: F32) -> Picture:
+    """The picture without the faces that lie beyond a border x0, y0, x1, y1 px; those that it cuts off too far are left
+    to nobody."""
+    boxes = picture.boxes
+    seen = np.clip(boxes, np.tile(border[:2], 2), np.tile(border[2:], 2))
+    share = np.prod(seen[:, 2:] - seen[:, :2], axis=1) / np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1e-6)
+    kinds, kept = np.where(share < _LEAST_SEEN, -1, picture.kinds), share > 0.02
+    return Picture(picture.rgb, boxes[kept], kinds[kept], picture.points[kept])
+
+
+def _ended_within(picture: Picture, rng: np.random.Generator) -> Picture:
+    """The picture's border moved to where it crosses one of its faces, on one side or two that meet there; beyond it
+    the last pixels are repeated (`unmask.stream.canvas.Canvas.crop`)."""
+    faces = np.flatnonzero(picture.kinds >= 0)
+    if not len(faces):
+        return picture
+    sizes = (picture.boxes[faces, 2:] - picture.boxes[faces, :2]).max(axis=1)
+    box, rgb = picture.boxes[rng.choice(faces, p=sizes / sizes.sum())], picture.rgb.copy()
+    extent = rgb.shape[1::-1]
+    border = np.array([0, 0, *extent], np.float32)
+    for axis in rng.permutation(2)[: 1 if rng.random() < 0.7 else 2]:
+        side = float(box[axis + 2] - box[axis])
+        beyond = rng.uniform(-0.1, 0.5) * side
+        along = rgb.swapaxes(0, 1) if axis == 0 else rgb
+        if box[axis] + box[axis + 2] < extent[axis]:  # the smaller part of the picture is the one to go
+            end = int(np.clip(box[axis] + beyond, 0, extent[axis] - 1))
+            along[:end], border[axis] = along[end], end
+        else:
+            end = int(np.clip(box[axis + 2] - beyond, 1, extent[axis]))
+            along[end:], border[axis + 2] = along[end - 1], end
+    return _only_seen(Picture(rgb, picture.boxes, picture.kinds, picture.points), border)
 
 
 def _random_turn(rng: np.random.Generator) -> float:
@@ -249,6 +284,8 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
         picture = draw_scene(data, (size, size), rng)
     if rng.random() < 0.45:
         picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng, _ACROSS_BORDER)
+    if rng.random() < _ENDS_WITHIN:
+        picture = _ended_within(picture, rng)
     rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points
     if rng.random() < 0.5:
         rgb = rgb[:, ::-1].copy()

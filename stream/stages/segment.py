@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, transform_points
-from unmask.models.mask_region import mask_region
+from unmask.models.mask_region import NO_MASK, mask_region
 from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
@@ -47,8 +47,6 @@ _FEATHER_PX: Final = 3
 """Width of the soft edge."""
 _GAP_PX: Final = 5
 """Half the width of what is narrow: there the painted region does not reach beyond the mask."""
-_NO_MASK: Final = 25
-"""Of 255: below this likelihood what lies in a gap is something in front of the mask, such as the rim of glasses."""
 _EYES: Final = (
     (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
     (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
@@ -130,7 +128,7 @@ class MaskShape:
             cv2.polylines(eyes, [contour], True, 255, 2 * _LID_PX)
         eyes[probability >= _HIDES_EYE] = 0
         gaps = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, self._gap) & ~solid
-        seen = eyes | (gaps & cv2.compare(probability, _NO_MASK, cv2.CMP_LT))
+        seen = eyes | (gaps & cv2.compare(probability, NO_MASK, cv2.CMP_LT))
         grown = cv2.blur(cv2.dilate(solid, self._grow) & ~seen, (_FEATHER_PX, _FEATHER_PX))
         return np.asarray(grown * self._window, np.uint8), np.asarray(cv2.dilate(solid, self._fringe) & ~seen, np.uint8)
 
