@@ -19,7 +19,8 @@ videos      real masked people (`CLIPS` says where how many can be seen). "track
             that is covered by the identities given most often in each scene, one for each person; "other faces" counts
             what else was given, in faces and frames: an identity that changed, or no face at all. An identity is
             switched where a new one appears where another one was within the last second. Milliseconds a frame, over
-            all frames and over those in which a detector ran. And a frame held still under noise: how far points move.
+            all frames and over those in which a detector ran, of frames as `unmask video` decodes them. And a frame
+            held still under noise: how far points move.
 """
 
 import argparse
@@ -39,10 +40,12 @@ import numpy.typing as npt
 
 from unmask.models.geometry import ANCHOR_POINTS, CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector
-from unmask.stream.canvas import Canvas
+from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
+from unmask.stream.media import Orientation, probe
 from unmask.stream.stage import Context
+from unmask.stream.stages.decode import fill
 from unmask.stream.stages.track import FINDERS, Track
 from unmask.stream.trackers import Tracker
 from unmask.train.data import FaceCrops, augment, read_rgb
@@ -69,6 +72,7 @@ FPS: Final = 25
 UNLABELLED: Final = Path(__file__).with_name("unlabelled.csv")
 """Real faces in the validation scenes that no label names, found by looking at everything that any tracker gave there
 and no label fits: picture, x0, y0, x1, y1 px."""
+UPRIGHT: Final = Orientation()
 NOISE: Final = 2.5
 """Standard deviation of the noise on the still clip, of 255."""
 
@@ -91,20 +95,27 @@ CLIPS: Final = {
 
 
 class Camera:
-    """Gives pictures of one size to a tracker."""
+    """Gives pictures of one layout to a tracker."""
 
-    def __init__(self, tracker: Tracker, width: int, height: int) -> None:
-        self.layout = Layout(width, height, "rgb24")
+    def __init__(self, tracker: Tracker, layout: Layout) -> None:
+        self.layout = layout
         self.stage = Track(max_faces=MAX_FACES, tracker=tracker)
         self.stage.open(Context(self.layout, MAX_FACES))
         self.seconds: list[float] = []
         self.detector_runs: list[int] = []
 
-    def show(self, rgb: U8) -> Frame:
+    @classmethod
+    def of_rgb(cls, tracker: Tracker, rgb: U8) -> "Camera":
+        return cls(tracker, Layout(rgb.shape[1], rgb.shape[0], "rgb24"))
+
+    def show(self, picture: U8 | av.VideoFrame, orientation: Orientation = UPRIGHT) -> Frame:
         count = len(self.seconds)
         buffer = np.zeros(self.layout.slot_bytes(MAX_FACES), np.uint8)
         frame = Frame(count, count, Fraction(1, FPS), self.layout, buffer, 0)
-        frame.planes[0][...] = rgb
+        if isinstance(picture, av.VideoFrame):
+            fill(frame, picture, orientation)
+        else:
+            frame.planes[0][...] = picture
         start = time.perf_counter()
         list(self.stage.process(frame))
         self.seconds.append(time.perf_counter() - start)
@@ -186,7 +197,7 @@ def validation_scenes(folder: Path) -> Iterator[tuple[str, U8, F32, list[str]]]:
 
 
 def faces_of_picture(tracker: Tracker, rgb: U8) -> F32:
-    return boxes_of(Camera(tracker, rgb.shape[1], rgb.shape[0]).show(rgb).faces)
+    return boxes_of(Camera.of_rgb(tracker, rgb).show(rgb).faces)
 
 
 def measure_scenes(folder: Path, trackers: Sequence[Tracker]) -> dict[str, dict[str, str]]:
@@ -276,11 +287,11 @@ def crop_error(points: F32, truth: F32) -> float:
     return float(np.linalg.norm(moved - corners, axis=1).mean())
 
 
-def pictures_of(video: Path, limit: int) -> Iterator[U8]:
+def pictures_of(video: Path, limit: int) -> Iterator[av.VideoFrame]:
     with av.open(str(video)) as container:
-        for _, frame in zip(range(limit), container.decode(video=0), strict=False):
-            rotated = np.rot90(frame.to_ndarray(format="rgb24"), -(frame.rotation // 90) % 4 * -1)
-            yield np.ascontiguousarray(rotated, np.uint8)
+        container.streams.video[0].thread_type = "AUTO"
+        for _, picture in zip(range(limit), container.decode(video=0), strict=False):
+            yield picture
 
 
 @dataclass(slots=True)
@@ -323,14 +334,14 @@ class Followed:
 
 def measure_video(video: Path, tracker: Tracker, limit: int) -> dict[str, str]:
     clip = CLIPS.get(video.name, Clip())
-    camera: Camera | None = None
+    info = probe(video)
+    camera = Camera(tracker, info.layout)
     followed, still = Followed(clip), "no face"
-    for number, rgb in enumerate(pictures_of(video, limit)):
-        camera = camera or Camera(tracker, rgb.shape[1], rgb.shape[0])
-        followed.add(camera.show(rgb))
+    for number, picture in enumerate(pictures_of(video, limit)):
+        frame = camera.show(picture, info.orientation)
+        followed.add(frame)
         if number == clip.first:
-            still = held_still(rgb, tracker)
-    assert camera is not None
+            still = held_still(upright_rgb(frame), tracker)
     work, ran = 1000 * np.array(camera.seconds[1:]), np.diff(camera.detector_runs) > 0
     return followed.figures() | {
         "detector runs": str(camera.detector_runs[-1]),
@@ -341,11 +352,15 @@ def measure_video(video: Path, tracker: Tracker, limit: int) -> dict[str, str]:
     }
 
 
+def upright_rgb(frame: Frame) -> U8:
+    return canvas_for(frame.layout).downscaled_rgb(frame, max(frame.layout.width, frame.layout.height))[0]
+
+
 def held_still(rgb: U8, tracker: Tracker) -> str:
     """How far the points of the largest face move from frame to frame at 720p, when nothing but noise changes."""
     scale = 720 / min(rgb.shape[:2])
     rgb = np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-    rng, camera, points = np.random.default_rng(1), Camera(tracker, rgb.shape[1], rgb.shape[0]), []
+    rng, camera, points = np.random.default_rng(1), Camera.of_rgb(tracker, rgb), []
     for _ in range(30):
         noisy = rgb + rng.normal(0, NOISE, rgb.shape).astype(np.float32)
         faces = camera.show(np.clip(noisy, 0, 255).astype(np.uint8)).faces

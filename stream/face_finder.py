@@ -88,12 +88,14 @@ class Sighting(NamedTuple):
         score: how likely it is that these points are on a face, 0..1.
         agreement: the same of a face that was there a moment ago, 0..1; in profile far higher.
         again_px: where `Finder.follow` would place the points from there, if that is known.
+        box_px: what a detector that knows masks takes for the face, x0, y0, x1, y1, if it was asked and saw one.
     """
 
     landmarks_px: F32
     score: float
     agreement: float
     again_px: F32 | None = None
+    box_px: Box | None = None
 
 
 class Finder(ABC):

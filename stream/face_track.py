@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from unmask.models.geometry import CropPose, crop_pose, transform_points
-from unmask.stream.face_finder import Sighting, box_size, points_box
+from unmask.stream.face_finder import Box, Sighting, box_size, points_box
 from unmask.stream.frame import F32, F64
 from unmask.stream.likeness import Likeness
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
@@ -23,6 +23,12 @@ _SIZE_MEMORY: Final = {True: 0.1, False: 0.03}
 
 _APPEARANCE_MEMORY: Final = np.float32(0.1)
 """Share of the newest look in the usual one."""
+
+_FRAMING_MEMORY: Final = 0.3
+"""Share of the newest close look in how much of the head the box of a face takes in."""
+
+_BOX_SHARE: Final = 0.5
+"""Weight of a detector's box in that of a face, where the points have the rest: either may be off."""
 
 _PROOFS: Final = 4
 """Close looks in a row that make a face out of what may be a hand or an emblem."""
@@ -80,16 +86,34 @@ class FaceTrack:
         self.likeness: Likeness | None = None
         self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
         self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
+        self._framing = np.zeros(4)
+        self._frame(sighting, 1.0)
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)
         self._filtered_crop = OneEuro(_CROP_FILTER, _vector(self.crop), seconds)
 
-    def confirm(self, score: float) -> None:
+    def confirm(self, sighting: Sighting) -> None:
         """Note that a close look has found the face."""
+        score = sighting.score
+        self._frame(sighting, _FRAMING_MEMORY)
         self.score, self.misses, self.quiet = score, 0, True
         self.proofs += 1
         self.trusted = self.trusted or self.proofs >= _PROOFS
         self._certain += score >= _CERTAIN_SCORE
+
+    def _frame(self, sighting: Sighting, share: float) -> None:
+        """Note how far the box of the face reaches beyond its points, in sizes of the face."""
+        if sighting.box_px is not None:
+            points = np.array(points_box(sighting.landmarks_px))
+            newest = _BOX_SHARE * (np.array(sighting.box_px) - points) / box_size(points_box(sighting.landmarks_px))
+            self._framing += share * (newest - self._framing)
+
+    @property
+    def box_px(self) -> Box:
+        """Around the face: half way from the points to what the detector last took for the face."""
+        box = points_box(self.landmarks_px)
+        x0, y0, x1, y1 = np.array(box) + box_size(box) * self._framing
+        return float(x0), float(y0), float(x1), float(y1)
 
     def looks_like(self, appearance: F32) -> None:
         """Note how the face looks now."""

@@ -117,15 +117,15 @@ class MaskedFinder(Finder):
         return points_to_frame(found, roi), likely
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
-        evidence, again_px = self._looked(frame, landmarks_px)
-        return judge(landmarks_px, evidence)._replace(again_px=again_px)
+        evidence, again_px, seen = self._looked(frame, landmarks_px)
+        return judge(landmarks_px, evidence)._replace(again_px=again_px, box_px=seen.box_px if seen else None)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
         """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (6,) float64."""
         return self._looked(frame, landmarks_px)[0]
 
-    def _looked(self, frame: Frame, landmarks_px: F32) -> tuple[F64, F32]:
-        """The same, and the points as the landmarker places them when it looks again."""
+    def _looked(self, frame: Frame, landmarks_px: F32) -> tuple[F64, F32, Detection | None]:
+        """The same, the points as the landmarker places them when it looks again, and what the detector found there."""
         middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
         roi = roi_from_landmarks(landmarks_px)
         view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
@@ -138,7 +138,7 @@ class MaskedFinder(Finder):
         again, likely = self._points(frame, roi)
         shift = _apart(again[:, :2], landmarks_px[:, :2], size)
         errors = place, size_error(landmarks_px, seen, 1.0)
-        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift]), again
+        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift]), again, seen
 
 
 def judge(landmarks_px: F32, evidence: F64) -> Sighting:

@@ -1,8 +1,11 @@
 """segment, inpaint and smooth with the shipped networks, on the portrait."""
 
 from collections.abc import Callable
+from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from faces import Portrait
 
@@ -13,7 +16,7 @@ from unmask.stream.frame import U8, Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import MaskShape, Segment
-from unmask.stream.stages.smooth import Smooth, with_detail_of
+from unmask.stream.stages.smooth import Smooth
 
 
 @pytest.fixture
@@ -191,17 +194,31 @@ def test_what_leaves_the_mouth_free_must_be_sure(
     assert frame.faces[0].masked is painted
 
 
-def test_a_mean_of_frames_gets_most_of_the_detail_of_one() -> None:
+def test_smoothing_steadies_shape_and_light_and_leaves_most_fine_detail_to_each_frame(portrait: Portrait) -> None:
+    smooth = Smooth()
+    smooth.open(Context(portrait.frame(masked=True).layout))
     rng = np.random.default_rng(3)
-    steady = rng.normal(128, 10, (CROP_SIZE, CROP_SIZE, 3))
-    frames = [(steady + rng.normal(0, 10, steady.shape)).astype(np.float32) for _ in range(2)]
-    mask = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
-    mean = (frames[0] + frames[1]) / 2
-    result = with_detail_of(frames[0], mean, mask)
-    lost, left = (1 - picture.std() / frames[0].std() for picture in (mean, result))
-    assert lost > 0.1
-    assert 0 < left < lost / 2
-    np.testing.assert_array_equal(with_detail_of(mean, frames[0], mask), frames[0])
+    shape = cv2.GaussianBlur(rng.normal(128, 60, (2, CROP_SIZE, CROP_SIZE)).transpose(1, 2, 0), (0, 0), 6)
+    shape += 128 - shape.mean(axis=(0, 1))
+    pictures = [np.clip(shape[..., i : i + 1] + rng.normal(0, 8, (CROP_SIZE, CROP_SIZE, 3)), 0, 255) for i in (0, 1)]
+    shown = []
+    for index, picture in enumerate(pictures):
+        frame = portrait.frame(masked=True)
+        frame.index, face = index, frame.faces[0]
+        face.masked, face.reset, face.pictures.mask[:] = True, index == 0, 255
+        face.pictures.painted[:] = picture.astype(np.uint8)
+        list(smooth.process(frame))
+        shown.append(face.pictures.painted.astype(np.float32))
+
+    def broad(picture: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        return np.asarray(cv2.GaussianBlur(np.asarray(picture, np.float32), (0, 0), 5), np.float32)
+
+    before, now, result = pictures[0], pictures[1], shown[1]
+    towards = float((broad(result - now) * broad(before - now)).sum() / (broad(before - now) ** 2).sum())
+    assert 0.5 < towards < 0.8, "mostly what was there before"
+    fine, wanted = (x - cv2.GaussianBlur(np.asarray(x, np.float32), (3, 3), 0) for x in (result, now))
+    assert np.corrcoef(fine.ravel(), wanted.ravel())[0, 1] > 0.95
+    assert fine.std() > 0.85 * wanted.std(), "detail that has nothing in common from frame to frame"
 
 
 def test_affine_fit_recovers_a_known_map_and_reports_what_is_left() -> None:

@@ -55,6 +55,9 @@ _ENDS_WITHIN: Final = 0.25
 """How often the border of the picture is moved into it, through a face. Views of a frame show what lies beyond it too,
 as its last row of pixels repeated."""
 
+_DISTRACTED: Final = 0.35
+"""How often things are put into a picture that are as round as a face and are none."""
+
 _LEAST_SEEN: Final = 0.35
 """Share of a face from which on it is to be found."""
 
@@ -216,6 +219,48 @@ def paste_faces(
     )
 
 
+def put_distractors(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Wheels, emblems, blurred discs and stones where no face is: what a detector of faces follows in videos."""
+    rgb = picture.rgb.copy()
+    extent = np.array(rgb.shape[1::-1])
+    for _ in range(int(rng.integers(1, 5))):
+        size = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], 0.5 * extent.min()))))
+        at = rng.uniform(0, 1, 2) * extent
+        box = np.concatenate([at - size / 2, at + size / 2]).astype(np.float32)
+        if len(picture.boxes) and overlap(_wider(box)[None], picture.boxes).max() > 0.0:
+            continue
+        low, high = np.clip(at - size, 0, extent).astype(int), np.clip(at + size + 1, 1, extent).astype(int)
+        region = rgb[low[1] : high[1], low[0] : high[0]]
+        _draw_thing(region, at - low, size, rng)
+    return Picture(rgb, picture.boxes, picture.kinds, picture.points)
+
+
+def _draw_thing(target: U8, at: F64, size_px: float, rng: np.random.Generator) -> None:
+    """Something round of a few colours, in or out of focus: discs within discs, perhaps with spokes or spots."""
+    layer, cover = target.copy(), np.zeros(target.shape[:2], np.uint8)
+    centre = (round(float(at[0])), round(float(at[1])))
+    tall, turn, share = rng.uniform(0.7, 1.4), float(rng.uniform(0, 180)), 1.0
+    while share > 0.15:
+        axes = (max(1, round(share * size_px / 2)), max(1, round(share * tall * size_px / 2)))
+        colour = tuple(float(v) for v in rng.uniform(0, 255) + rng.normal(0, 40, 3))
+        cv2.ellipse(layer, centre, axes, turn, 0, 360, colour, -1, cv2.LINE_AA)
+        if share == 1.0:
+            cv2.ellipse(cover, centre, axes, turn, 0, 360, 255, -1, cv2.LINE_AA)
+        share *= rng.uniform(0.3, 0.9)
+    for _ in range(int(rng.integers(0, 7))):
+        a, b = (centre + rng.uniform(-0.45, 0.45, 2) * size_px for _ in range(2))
+        colour = tuple(float(v) for v in rng.uniform(0, 255, 3))
+        ends = [(round(float(x)), round(float(y))) for x, y in (a, b)]
+        if rng.random() < 0.5:
+            cv2.line(layer, *ends, colour, max(1, round(0.08 * size_px)), cv2.LINE_AA)
+        else:
+            cv2.circle(layer, ends[0], max(1, round(rng.uniform(0.04, 0.15) * size_px)), colour, -1, cv2.LINE_AA)
+    blur = rng.uniform(0.2, 0.02 * size_px + 0.3) if rng.random() < 0.5 else rng.uniform(0.3, 0.1 * size_px + 0.4)
+    layer, cover = cv2.GaussianBlur(layer, (0, 0), blur), cv2.GaussianBlur(cover, (0, 0), blur)
+    weight = cover[..., None].astype(np.float32) / 255
+    target[...] = np.clip(target + weight * (layer.astype(np.float32) - target), 0, 255).astype(np.uint8)
+
+
 def _across_border(at: F64, size_px: float, extent: tuple[int, int], rng: np.random.Generator) -> F64:
     """A place moved to where a face of `size_px` crosses one border, or two."""
     at = at.copy()
@@ -284,6 +329,8 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
         picture = draw_scene(data, (size, size), rng)
     if rng.random() < 0.45:
         picture = paste_faces(picture, data, int(rng.integers(1, 7)), rng, _ACROSS_BORDER)
+    if rng.random() < _DISTRACTED:
+        picture = put_distractors(picture, rng)
     if rng.random() < _ENDS_WITHIN:
         picture = _ended_within(picture, rng)
     rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points

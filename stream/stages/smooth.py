@@ -26,41 +26,17 @@ _STILL_PX: Final = 0.15
 _AROUND_PX: Final = 8
 """How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
 
-_MAX_GAIN: Final = 2.0
-"""Detail that was blended is made stronger by this factor at most."""
-_DETAIL_KEPT: Final = 0.9
-"""Of the loss of detail, how much is made good: all of it would bring some of the flicker back."""
+_FINE_PX: Final = 5
+"""Window of the Gaussian that tells shape and light, which are steadied, from fine detail."""
+_OWN_DETAIL: Final = 0.95
+"""Share of a frame's own fine detail in what is shown. A mean of frames averages detail away, and of what flickers it
+is the lesser part; with all of it, noise would be seen to boil."""
 
 
 @dataclass(slots=True)
 class _Memory:
     painted: F32
     points: F32
-
-
-def _detail(picture: F32) -> F32:
-    """What a picture (H, W, 3) has beyond its surroundings of 3x3 px."""
-    return np.asarray(picture - cv2.GaussianBlur(picture, (3, 3), 0), np.float32)
-
-
-def with_detail_of(now: F32, blended: F32, mask: U8) -> F32:
-    """Give a mean of frames nearly as much fine detail as a single frame has.
-
-    Detail that differs from frame to frame is averaged away, and resampling blurs; what is left is what stays from
-    frame to frame, and is made stronger towards the variance that it had.
-
-    Args:
-        now: (S, S, 3) float32, the single frame.
-        blended: (S, S, 3) float32, its mean with the frames before.
-        mask: (S, S) uint8, not 0 where detail is measured.
-
-    Returns:
-        (S, S, 3) float32.
-    """
-    detail = _detail(blended)
-    wanted, left = (float(np.sum(cv2.meanStdDev(d, mask=mask)[1] ** 2)) for d in (_detail(now), detail))
-    gain = min(_MAX_GAIN, float(np.sqrt(wanted / max(left, 1e-6))))
-    return blended + np.float32(_DETAIL_KEPT * (max(gain, 1.0) - 1.0)) * detail
 
 
 def _around(mask: U8) -> tuple[slice, slice] | None:
@@ -87,17 +63,17 @@ def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
-    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail keeps
-    its strength, see `with_detail_of`.
+    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail is mostly
+    that of each frame, and stays nearly as sharp as it was painted.
 
     Args:
-        keep: weight of the frame before on a face that is still, 0..1: at 0.75 what is painted settles in about four
+        keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five
             frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
 
-    def __init__(self, keep: float = 0.75) -> None:
+    def __init__(self, keep: float = 0.8) -> None:
         self._keep = keep
 
     def open(self, context: Context) -> None:
@@ -124,17 +100,20 @@ class Smooth(Stage):
         part = _around(face.pictures.mask)
         if memory is not None and part is not None:
             past, bend = (memory.painted[part], 0.0) if face.still else _moved(memory, points, part)
-            now[part] = self._blend(past, bend, now[part], face.pictures.mask[part])
-            face.pictures.painted[part] = np.clip(now[part] + 0.5, 0, 255).astype(np.uint8)
+            change = self._change(past, bend, now[part], face.pictures.mask[part])
+            broad = cv2.GaussianBlur(change, (_FINE_PX, _FINE_PX), 0)
+            shown = now[part] + cv2.addWeighted(broad, _OWN_DETAIL, change, 1 - _OWN_DETAIL, 0)
+            face.pictures.painted[part] = np.clip(shown + 0.5, 0, 255).astype(np.uint8)
+            now[part] = shown
         self._memory[face.track_id] = _Memory(now, points)
 
-    def _blend(self, past: F32, bend: float, now: F32, mask: U8) -> F32:
-        """What is painted now, (H, W, 3) float32, with the same part of the frame before, after which points have moved
-        by `bend` px besides."""
+    def _change(self, past: F32, bend: float, now: F32, mask: U8) -> F32:
+        """What makes a mean over frames of what is painted now, (H, W, 3) float32; `past` is that mean in the frame
+        before, after which points have moved by `bend` px besides."""
         change = past - now
         light = float(np.abs(cv2.mean(change, mask=mask)[:3]).mean())
         weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))
-        return with_detail_of(now, now + np.float32(weight) * change, mask)
+        return np.float32(weight) * change
 
     def summary(self) -> dict[str, Any]:
         return {}

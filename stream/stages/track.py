@@ -28,6 +28,8 @@ _PASSING_FRAMES: Final = 10
 _KEEP_SCORE: Final = 0.4
 """A face that was certain needs less evidence than a new one: it may have turned, or have put on a mask."""
 
+_DOUBTFUL_SCORE: Final = 0.2
+
 _SURE_SCORE: Final = 0.9
 """A face found with this score is given at once, others after `unmask.stream.face_track` has seen a few proofs."""
 
@@ -280,7 +282,7 @@ class Track(Stage):
         if track.misses > _MAX_MISSES or track.jumps_to(sighting.landmarks_px):
             track.restart(sighting, frame.pts_seconds)
         else:
-            track.confirm(sighting.score)
+            track.confirm(sighting)
             track.advance(sighting.landmarks_px, frame.pts_seconds)
         if self._is_free(points_box(track.raw_px), track):  # else it may be somebody else's face
             track.looks_like(self._finder.appearance(frame, track.raw_px))
@@ -321,6 +323,8 @@ class Track(Stage):
             if not self._is_free(proposal.box_px):
                 continue  # a better proposal has turned out to be this face, beyond doubt
             sighting = self._finder.fit(frame, proposal)
+            if opening and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
+                sighting = self._fit_another(frame, proposal, proposals, sighting)
             if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
                 fits.append((sighting, proposal.box_px))
         # The closer look knows better than the search which of two overlapping proposals is the face.
@@ -331,6 +335,13 @@ class Track(Stage):
         quiet = in_sight and in_sight == len(self._tracks)
         self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
         return most_fits is not None and len(free) > most_fits
+
+    def _fit_another(self, frame: Frame, proposal: Detection, others: list[Detection], sighting: Sighting) -> Sighting:
+        """What another view proposes for the same face, where the closer look at one proposal leaves doubt."""
+        same = [d for d in others if d is not proposal and _near(d.box_px, proposal.box_px, _SAME_PROPOSAL)]
+        if not same:
+            return sighting
+        return max(sighting, self._finder.fit(frame, max(same, key=lambda d: d.score)), key=lambda s: s.score)
 
     def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
@@ -388,7 +399,7 @@ class Track(Stage):
         for position, track in enumerate(in_sight[: self._limit]):
             face = Face(
                 track_id=track.track_id,
-                box_px=points_box(track.landmarks_px),
+                box_px=track.box_px,
                 score=track.score,
                 landmarks_px=track.landmarks_px,
                 crop_from_frame=track.crop.matrix(),
