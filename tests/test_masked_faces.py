@@ -139,6 +139,48 @@ def test_cells_are_given_to_the_faces_around_them() -> None:
     assert (face[:40] == 0).all(), "nothing is to be found at the upper border"
 
 
+def one_face(box: tuple[float, float, float, float]) -> detector.Picture:
+    """Noise with one face in it, which is as light as it is large."""
+    rgb = np.random.default_rng(1).integers(0, 100, (320, 320, 3)).astype(np.uint8)
+    x0, y0, x1, y1 = (int(v) for v in box)
+    rgb[y0:y1, x0:x1] = 200
+    points = np.zeros((1, 5, 2), np.float32)
+    return detector.Picture(rgb, np.array([box], np.float32), np.array([MASKED]), points)
+
+
+def test_a_picture_ends_within_a_face_as_views_of_a_frame_do() -> None:
+    left_in_peace = 0
+    for seed in range(150):
+        picture = one_face((60, 100, 140, 200))
+        ended = detector.ended_within(picture, np.random.default_rng(seed))
+        cut = (ended.rgb != picture.rgb).any(axis=2)
+        columns, rows = cut.all(axis=0), cut.all(axis=1)
+        assert columns.any() or rows.any(), "from somewhere on everything is new"
+        beyond = ended.rgb[:, columns] if columns.any() else ended.rgb[rows].swapaxes(0, 1)
+        if columns.any() != rows.any():
+            assert (beyond == beyond[:, :1]).all(), "the last pixels, repeated"
+        x0, y0, x1, y1 = (int(v) for v in picture.boxes[0])
+        assert not cut[y0:y1, x0:x1].all()
+        np.testing.assert_array_equal(ended.boxes, picture.boxes)
+        left_in_peace += int(ended.kinds[0] < 0)
+    assert 0 < left_in_peace < 30, "corners leave less of a face than can be found"
+    empty = detector.Picture(
+        np.zeros((320, 320, 3), np.uint8), *(a[:0] for a in (ended.boxes, ended.kinds, ended.points))
+    )
+    assert detector.ended_within(empty, np.random.default_rng(0)) is empty
+
+
+def test_things_that_are_no_face_are_put_beside_faces() -> None:
+    picture = one_face((100, 100, 220, 240))
+    changed = np.zeros((320, 320), bool)
+    for seed in range(40):
+        distracted = detector.put_distractors(picture, np.random.default_rng(seed))
+        changed |= (distracted.rgb != picture.rgb).any(axis=2)
+        np.testing.assert_array_equal(distracted.boxes, picture.boxes)
+    assert not changed[100:240, 100:220].any()
+    assert changed.mean() > 0.2
+
+
 def recipe(crops: Path, data: Path, out: Path, *overrides: str, name: str = "detector") -> Recipe:
     """A recipe that ships, made short."""
     textures = data.parent / "textures"

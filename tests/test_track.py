@@ -15,6 +15,7 @@ from faces import Portrait
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import Detection, FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.canvas import Canvas
+from unmask.stream.face_finder import moved, points_box
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
@@ -120,6 +121,33 @@ def test_what_is_seen_of_a_neighbour_proves_nothing(portrait: Portrait, monkeypa
     search = finder.search
     monkeypatch.setattr(finder, "search", lambda *arguments: [neighbour, *search(*arguments)])
     np.testing.assert_array_equal(finder.evidence(frame, points), alone)
+
+
+def test_a_detection_goes_through_a_turn() -> None:
+    points = np.array([[10, 20], [30, 20], [20, 30], [14, 40], [26, 40]], np.float32)
+    upright = Detection((0.0, 0.0, 40.0, 60.0), points, 0.9)
+    larger = moved(upright, np.array([[2.0, 0, 5], [0, 2.0, 7]]))
+    assert larger.box_px == pytest.approx((5, 7, 85, 127))
+    np.testing.assert_allclose(larger.keypoints_px, 2 * points + (5, 7))
+    quarter = moved(upright, np.array([[0, -1.0, 0], [1.0, 0, 0]]))
+    assert quarter.box_px == pytest.approx((-60, 0, 0, 40)), "lies on its side"
+    half = np.sqrt(0.5)
+    eighth = moved(upright, np.array([[half, -half, 0], [half, half, 0]]))
+    assert np.ptp(np.reshape(eighth.box_px, (2, 2)), axis=0) == pytest.approx((50, 50))
+
+
+def test_the_box_of_a_face_lies_between_its_points_and_the_detector(portrait: Portrait) -> None:
+    camera = Camera()
+    place = placed(320, 230, 0.8)
+    for _ in range(3):
+        (face,) = camera.show(picture(portrait.masked, place))
+    finder = MaskedFinder(LAYOUT, Canvas(LAYOUT))
+    seen = finder.look(camera.frames[-1], face.landmarks_px).box_px
+    assert seen is not None
+    points = np.array(points_box(face.landmarks_px))
+    half_way = (points + np.array(seen)) / 2
+    assert np.abs(half_way - points).max() > 2, "they differ"
+    np.testing.assert_allclose(face.box_px, half_way, atol=3)
 
 
 @pytest.mark.parametrize("tracker", Tracker)

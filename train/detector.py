@@ -133,7 +133,7 @@ def _only_seen(picture: Picture, border: F32) -> Picture:
     return Picture(picture.rgb, boxes[kept], kinds[kept], picture.points[kept])
 
 
-def _ended_within(picture: Picture, rng: np.random.Generator) -> Picture:
+def ended_within(picture: Picture, rng: np.random.Generator) -> Picture:
     """The picture's border moved to where it crosses one of its faces, on one side or two that meet there; beyond it
     the last pixels are repeated (`unmask.stream.canvas.Canvas.crop`)."""
     faces = np.flatnonzero(picture.kinds >= 0)
@@ -332,7 +332,7 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
     if rng.random() < _DISTRACTED:
         picture = put_distractors(picture, rng)
     if rng.random() < _ENDS_WITHIN:
-        picture = _ended_within(picture, rng)
+        picture = ended_within(picture, rng)
     rgb, boxes, points = as_filmed(picture.rgb, rng), picture.boxes, picture.points
     if rng.random() < 0.5:
         rgb = rgb[:, ::-1].copy()

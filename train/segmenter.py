@@ -39,7 +39,6 @@ FACELESS_SHARE = 0.06
 """Pictures without a face: a tracker may follow an emblem or a blurred light for a while."""
 GLASSES_SHARE = 0.25
 """How many faces get glasses: their frame stays where it crosses the mask."""
-GRADED_SHARE = 0.12
 _ON_THE_MASK = 0.28
 """How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
 COLLAR_SHARE = 0.25
@@ -113,24 +112,8 @@ def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generato
         masked = moved(masked, rng)
     if rng.random() < (0.55 if wears else 0.3):
         masked = put_in_front(masked, rgb, points, rng)
-    masked = Masked(_as_filmed(masked.rgb, strength, rng), masked.coverage)
+    masked = Masked(degrade(relight(masked.rgb, rng, strength), rng), masked.coverage)
     return cut_off(masked, rng) if rng.random() < 0.3 else masked
-
-
-def _as_filmed(rgb: F32, strength: float, rng: np.random.Generator) -> F32:
-    """In another light, by another camera, now and then in few colours. (H, W, 3) float32 0..1 in and out."""
-    rgb = relight(rgb, rng, strength)
-    return degrade(graded(rgb, rng) if rng.random() < GRADED_SHARE else rgb, rng)
-
-
-def graded(rgb: F32, rng: np.random.Generator) -> F32:
-    """Drawn towards two colours, one for what is dark and one for what is light: infrared, night, filters. (H, W, 3)
-    float32 0..1 in and out."""
-    grey = rgb.mean(axis=2, keepdims=True)
-    tint = rng.uniform(0, 1, 3) * rng.choice([0.0, 0.5])
-    dark, light = 0.35 * tint * rng.uniform(0, 1), 1 - tint * rng.uniform(0, 1)
-    share = rng.uniform(0.4, 1.0)
-    return np.asarray(rgb + share * (dark + grey * (light - dark) - rgb), np.float32)
 
 
 def faceless(sources: Sources, size: int, rng: np.random.Generator) -> Masked:
@@ -178,7 +161,7 @@ def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generato
     wears = rng.random() < GLASSES_SHARE
     before = (lambda face: with_glasses(face, usual, rng)) if wears else None
     rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, before)
-    masked = Masked(_as_filmed(rgb, 2.0 if rng.random() < 0.3 else 1.0, rng), label)
+    masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
     if rng.random() < 0.4:
         state = rng.bit_generator.state
         masked = cut_off(masked, rng)

@@ -63,8 +63,8 @@ def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
-    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail is mostly
-    that of each frame, and stays nearly as sharp as it was painted.
+    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail is
+    mostly that of each frame, and stays nearly as sharp as it was painted.
 
     Args:
         keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about five

@@ -29,6 +29,7 @@ _KEEP_SCORE: Final = 0.4
 """A face that was certain needs less evidence than a new one: it may have turned, or have put on a mask."""
 
 _DOUBTFUL_SCORE: Final = 0.2
+"""From here on up to `_FIRST_SCORE`, what another view proposes for the same face is looked at too, in that search."""
 
 _SURE_SCORE: Final = 0.9
 """A face found with this score is given at once, others after `unmask.stream.face_track` has seen a few proofs."""
@@ -323,7 +324,7 @@ class Track(Stage):
             if not self._is_free(proposal.box_px):
                 continue  # a better proposal has turned out to be this face, beyond doubt
             sighting = self._finder.fit(frame, proposal)
-            if opening and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
+            if opening and not self._spread and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
                 sighting = self._fit_another(frame, proposal, proposals, sighting)
             if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
                 fits.append((sighting, proposal.box_px))
