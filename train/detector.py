@@ -250,11 +250,11 @@ def _draw_thing(target: U8, at: F64, size_px: float, rng: np.random.Generator) -
     for _ in range(int(rng.integers(0, 7))):
         a, b = (centre + rng.uniform(-0.45, 0.45, 2) * size_px for _ in range(2))
         colour = tuple(float(v) for v in rng.uniform(0, 255, 3))
-        ends = [(round(float(x)), round(float(y))) for x, y in (a, b)]
+        start, end = ((round(float(x)), round(float(y))) for x, y in (a, b))
         if rng.random() < 0.5:
-            cv2.line(layer, *ends, colour, max(1, round(0.08 * size_px)), cv2.LINE_AA)
+            cv2.line(layer, start, end, colour, max(1, round(0.08 * size_px)), cv2.LINE_AA)
         else:
-            cv2.circle(layer, ends[0], max(1, round(rng.uniform(0.04, 0.15) * size_px)), colour, -1, cv2.LINE_AA)
+            cv2.circle(layer, start, max(1, round(rng.uniform(0.04, 0.15) * size_px)), colour, -1, cv2.LINE_AA)
     blur = rng.uniform(0.2, 0.02 * size_px + 0.3) if rng.random() < 0.5 else rng.uniform(0.3, 0.1 * size_px + 0.4)
     layer, cover = cv2.GaussianBlur(layer, (0, 0), blur), cv2.GaussianBlur(cover, (0, 0), blur)
     weight = cover[..., None].astype(np.float32) / 255
