@@ -19,7 +19,7 @@ from unmask.stream.stage import Context, Stage
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
 _NEW_SCORE: Final = 0.7
-_FIRST_SCORE: Final = 0.55
+_FIRST_SCORE: Final = 0.5
 """In the search at the beginning of a scene, which may be a single frame."""
 
 _PASSING_FRAMES: Final = 10
