@@ -303,9 +303,13 @@ def test_openvino_agrees_with_pytorch_on_points(portrait: Portrait) -> None:
     runtime = load_runtime("landmarker", weights_file("landmarker.safetensors"))
     with torch.inference_mode():
         expected = runtime(torch.from_numpy(picture[None])).numpy()[0]
-    points, likely = FaceLandmarker()(picture)
+    points, likely = FaceLandmarker(precision="f32")(picture)
     assert points.shape == (LANDMARKS, 3)
     np.testing.assert_allclose(points.reshape(-1), expected[:-1], atol=0.1)
+    assert likely == pytest.approx(expected[-1], abs=0.01)
+    fastest, likely = FaceLandmarker()(picture)
+    np.testing.assert_allclose(fastest, points, atol=0.5)
+    assert np.abs(fastest - points).mean() < 0.1
     assert likely == pytest.approx(expected[-1], abs=0.01)
 
 
