@@ -319,6 +319,8 @@ class Track(Stage):
         proposals = [d for view in views for d in self._finder.search(frame, view)]
         self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
         free = [d for d in distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
+        if opening and most_fits is not None:  # a medal may have a surer proposal than the face above it
+            free.sort(key=lambda d: -d.score * box_size(d.box_px))
         fits: list[tuple[Sighting, Box]] = []
         for proposal in free[:most_fits]:
             if not self._is_free(proposal.box_px):
