@@ -104,8 +104,8 @@ class FaceTrack:
     def _frame(self, sighting: Sighting, share: float) -> None:
         """Note how far the box of the face reaches beyond its points, in sizes of the face."""
         if sighting.box_px is not None:
-            points = np.array(points_box(sighting.landmarks_px))
-            newest = _BOX_SHARE * (np.array(sighting.box_px) - points) / box_size(points_box(sighting.landmarks_px))
+            points = points_box(sighting.landmarks_px)
+            newest = _BOX_SHARE * np.subtract(sighting.box_px, points) / box_size(points)
             self._framing += share * (newest - self._framing)
 
     @property

@@ -108,8 +108,8 @@ class Smooth(Stage):
         self._memory[face.track_id] = _Memory(now, points)
 
     def _change(self, past: F32, bend: float, now: F32, mask: U8) -> F32:
-        """What makes a mean over frames of what is painted now, (H, W, 3) float32; `past` is that mean in the frame
-        before, after which points have moved by `bend` px besides."""
+        """How far to go from what is painted now, (H, W, 3) float32, to `past`, what was shown in the frame before,
+        after which points have moved by `bend` px besides."""
         change = past - now
         light = float(np.abs(cv2.mean(change, mask=mask)[:3]).mean())
         weight = self._keep * float(np.exp(-((bend / _BEND_PX) ** 2) - (light / _LIGHT) ** 2))

@@ -326,7 +326,7 @@ class Track(Stage):
             if not self._is_free(proposal.box_px):
                 continue  # a better proposal has turned out to be this face, beyond doubt
             sighting = self._finder.fit(frame, proposal)
-            if opening and not self._spread and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
+            if opening and most_fits is None and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
                 sighting = self._fit_another(frame, proposal, proposals, sighting)
             if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
                 fits.append((sighting, proposal.box_px))
