@@ -80,12 +80,13 @@ def _anchor_centres(spec: _DetectorSpec) -> F32:
     return np.concatenate(layers)
 
 
-def _iou(box: F32, others: F32) -> F32:
-    overlap = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    inter = np.prod(np.clip(overlap, 0, None), axis=1)
-    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
-    union: F32 = np.prod(box[2:] - box[:2]) + areas - inter
-    return np.asarray(inter / np.maximum(union, 1e-9), np.float32)
+def _iou(some: F32, others: F32) -> F32:
+    """(N, M) of (N, 4) and (M, 4) boxes."""
+    low, high = np.maximum(some[:, None, :2], others[:, :2]), np.minimum(some[:, None, 2:], others[:, 2:])
+    width, height = np.maximum(high - low, 0).transpose(2, 0, 1)
+    inter = width * height
+    areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (some, others))
+    return np.asarray(inter / np.maximum(areas[:, None] + other_areas - inter, 1e-9), np.float32)
 
 
 def merge_overlapping(boxes: F32, scores: F32, threshold: float = 0.3) -> tuple[F32, F32]:
@@ -101,15 +102,16 @@ def merge_overlapping(boxes: F32, scores: F32, threshold: float = 0.3) -> tuple[
     """
     order = np.argsort(-scores)
     boxes, scores = boxes[order], scores[order]
-    merged, best = [], []
-    while len(boxes):
-        same = _iou(boxes[0, :4], boxes[:, :4]) > threshold
-        same[0] = True
-        merged.append(np.average(boxes[same], axis=0, weights=scores[same]))
-        best.append(scores[0])
-        boxes, scores = boxes[~same], scores[~same]
-    width = boxes.shape[1]
-    return np.array(merged, np.float32).reshape(-1, width), np.array(best, np.float32)
+    same = _iou(boxes[:, :4], boxes[:, :4]) > threshold
+    np.fill_diagonal(same, val=True)
+    left, merged, best = np.ones(len(boxes), bool), [], []
+    for first in range(len(boxes)):
+        if left[first]:
+            group = np.flatnonzero(same[first] & left)
+            left[group] = False
+            merged.append(scores[group] @ boxes[group] / scores[group].sum())
+            best.append(scores[first])
+    return np.array(merged, np.float32).reshape(-1, boxes.shape[1]), np.array(best, np.float32)
 
 
 class FaceDetector:

@@ -33,6 +33,9 @@ _BOX_SHARE: Final = 0.5
 _PROOFS: Final = 4
 """Close looks in a row that make a face out of what may be a hand or an emblem."""
 
+_SETTLED: Final = 8
+"""Close looks in a row that found a face which leaves some doubt, after which not every frame has one."""
+
 _CROP_FILTER: Final = OneEuroSettings(min_cutoff_hz=0.5, beta=45.0, speed_cutoff_hz=2.0)
 _POINT_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.0, beta=45.0, speed_cutoff_hz=2.0)
 
@@ -56,6 +59,7 @@ class FaceTrack:
         unsure: the last close look, where a wider search is to follow in a later frame.
         trusted: True once it has proved to be a face. Until then it is not given, and a miss ends it.
         proofs: close looks that found it.
+        found_in_a_row: how many of the last ones did, without a miss or a jump.
         size_px: usual size of the face. In profile the mesh is prone to shrink.
         fresh: True until the face has been given once since it was found, or found again elsewhere.
         likeness: how it looked when networks last looked at it; None where it has not kept still since.
@@ -83,6 +87,7 @@ class FaceTrack:
         """Begin anew where the face was found again; nothing remembered is used."""
         self.raw_px, self.score = sighting.landmarks_px, sighting.score
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
+        self.found_in_a_row = 1
         self.likeness: Likeness | None = None
         self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
         self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
@@ -98,6 +103,7 @@ class FaceTrack:
         self._frame(sighting, _FRAMING_MEMORY)
         self.score, self.misses, self.quiet = score, 0, True
         self.proofs += 1
+        self.found_in_a_row += 1
         self.trusted = self.trusted or self.proofs >= _PROOFS
         self._certain += score >= _CERTAIN_SCORE
 
@@ -128,6 +134,7 @@ class FaceTrack:
     def miss(self) -> None:
         """Note that a close look has not found the face."""
         self.misses += 1
+        self.found_in_a_row = 0
         self.coast()
 
     def coast(self) -> None:
@@ -170,8 +177,13 @@ class FaceTrack:
 
     @property
     def doubtful(self) -> bool:
-        """True where every frame deserves a close look."""
+        """True where the last close look left doubt."""
         return bool(self.misses) or not self.trusted or self.score < _CERTAIN_SCORE
+
+    @property
+    def settled(self) -> bool:
+        """True where close looks have found the face so often in a row that doubt about it is nothing new."""
+        return self.trusted and self.found_in_a_row >= _SETTLED
 
     def jumps_to(self, landmarks_px: F32) -> bool:
         """True where the points are so far from the prediction that they may be of something else."""

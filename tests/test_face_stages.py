@@ -61,6 +61,23 @@ def test_frame_without_faces_is_left_alone_to_the_bit(portrait: Portrait, stages
     np.testing.assert_array_equal(run(stages, frame).planes[0], portrait.masked)
 
 
+@pytest.mark.parametrize(
+    ("score", "bare_frames", "painted"), [(0.7, 0, True), (0.7, 3, True), (0.7, 8, False), (0.95, 8, True)]
+)
+def test_a_mask_that_passes_before_what_may_be_no_face_is_left(
+    portrait: Portrait, score: float, bare_frames: int, painted: bool
+) -> None:
+    """What never was a certain face, and had no mask at first, may be an emblem; a certain face puts one on."""
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    for index in range(bare_frames + 6):
+        frame = portrait.frame(masked=index >= bare_frames, index=index)
+        frame.faces[0].score = score
+        (frame,) = stage.process(frame)
+        assert index >= bare_frames or not frame.faces[0].masked
+    assert frame.faces[0].masked == painted
+
+
 class Counted(Engine):
     """An engine that counts the crops it is given."""
 

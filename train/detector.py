@@ -45,6 +45,9 @@ _SIZE_RANGE: Final = (11.0, 400.0)
 _ELSEWHERE: Final = 0.2
 """How often a part of a scene is shown that no face was chosen for: hands, ears, emblems and signs are not faces."""
 
+_MISTAKEN: Final = 0.3
+"""How often, where a scene has something that was once taken for a face, that is shown."""
+
 _CUT_OFF: Final = 0.2
 """How often a part of a scene may end anywhere in the face that it was chosen for."""
 
@@ -169,6 +172,8 @@ def draw_scene(data: TrackerData, size: tuple[int, int], rng: np.random.Generato
     zoom = float(np.exp(rng.uniform(-0.7, 1.0))) * max(size) / max(height, width)
     spread = 0.35
     labelled = scene.boxes[scene.kinds >= 0]
+    if len(scene.nothing) and rng.random() < _MISTAKEN:
+        labelled = scene.nothing
     if len(labelled) and rng.random() >= _ELSEWHERE:
         box = labelled[int(rng.integers(len(labelled)))]
         wanted = math.exp(rng.uniform(*np.log((_SIZE_RANGE[0], min(_SIZE_RANGE[1], 0.95 * min(size))))))

@@ -41,7 +41,11 @@ MASKED, WRONGLY, BARE = range(len(KINDS))
 UNKNOWN: Final = -1
 """Kind of a face that no label names: it is neither to be found nor to be passed over."""
 
+NOTHING: Final = -2
+"""Kind of a box in which there is no face, though it may look like one: a hand, an ear, an emblem."""
+
 _LABELS: Final = {"with_mask": MASKED, "with_incorrect_mask": WRONGLY, "without_mask": BARE}
+_MORE_LABELS: Final = _LABELS | {"unknown": UNKNOWN, "nothing": NOTHING}
 
 _TURNED_SHARE: Final = 0.25
 _SCENE_VALIDATION: Final = 3
@@ -251,6 +255,7 @@ class Scene:
         kinds: (N,) int64, indices into `KINDS`, or `UNKNOWN`.
         points: (N, 5, 2) float32 px, NaN where they are not known.
         meshes: (M, 468, 3) float32 px, of the faces whose points are known.
+        nothing: (K, 4) float32 px, what looks like a face and is none.
     """
 
     rgb: U8
@@ -258,6 +263,7 @@ class Scene:
     kinds: npt.NDArray[np.int64]
     points: F32
     meshes: F32
+    nothing: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,15 +297,17 @@ class TrackerData:
         except OSError as error:
             raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
         scenes = tuple(_scene(entry, mesh) for entry in listed)
-        scene_of_face = np.repeat(np.arange(len(scenes)), [len(scene.boxes) for scene in scenes])
+        scene_of_face = np.repeat(np.arange(len(scenes)), [len(s.boxes) + len(s.nothing) for s in scenes])
         return cls(faces, inside, points, kinds, scenes, scene_of_face)
 
 
 def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
-    faces = entry["faces"]
+    faces = [f for f in entry["faces"] if f["kind"] != NOTHING]
+    nothing = np.array([f["box"] for f in entry["faces"] if f["kind"] == NOTHING], np.float32).reshape(-1, 4)
     unknown = np.full((POINTS, 2), np.nan, np.float32)
     points = np.array([five_points_of(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
     kinds = np.array([f["kind"] for f in faces], np.int64)
-    boxes = np.array([f["box"] for f in faces], np.float32)
+    boxes = np.array([f["box"] for f in faces], np.float32).reshape(-1, 4)
     meshes = mesh[[f["points"] for f in faces if f["points"] >= 0]]
-    return Scene(read_rgb(Path(entry["file"])), boxes.reshape(-1, 4), kinds, points.reshape(-1, POINTS, 2), meshes)
+    rgb = read_rgb(Path(entry["file"]))
+    return Scene(rgb, boxes, kinds, points.reshape(-1, POINTS, 2), meshes, nothing)

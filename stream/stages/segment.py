@@ -1,5 +1,6 @@
 """Segment: cuts the canonical crop of each face, finds the mask in it, and decides whether the face wears one."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -31,6 +32,8 @@ _CLOSER_EVERY: Final = 4
 _CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
+_BARE_LOOKS: Final = 5
+"""After so many looks that showed no mask on it, not even that one: a mask may pass before an emblem."""
 _CERTAIN_BELOW: Final = 0.9
 """A mask that leaves the mouth free must be surer than others: scarves and collars look like one under the chin."""
 _LIPS: Final = (61, 37, 267, 291, 314, 84)
@@ -161,6 +164,7 @@ class Segment(Stage):
         self._memory: dict[int, _Memory] = {}
         self._closer: dict[int, tuple[int, bool]] = {}  # by track: when it was last looked at closer; was there mask
         self._certain: set[int] = set()
+        self._bare: Counter[int] = Counter()
         self._faces_unmasked = 0
         self._tracks_unmasked: set[int] = set()
 
@@ -203,7 +207,9 @@ class Segment(Stage):
         if memory is not None and memory.masked:
             face.masked = area >= _KEEPS_AREA
         else:
-            if face.score >= _CERTAIN_FACE or sure >= _CERTAIN_MASK:
+            self._bare[face.track_id] += area < _KEEPS_AREA
+            as_found = self._bare[face.track_id] < _BARE_LOOKS
+            if face.score >= _CERTAIN_FACE or (as_found and sure >= _CERTAIN_MASK):
                 self._certain.add(face.track_id)
             face.masked = (
                 area >= _WEARS_AREA
