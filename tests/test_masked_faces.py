@@ -113,6 +113,40 @@ def test_faces_that_labels_leave_out_are_left_in_peace(portrait: Portrait, tmp_p
     assert entry["faces"][1]["box"] == pytest.approx(box_of(beside).tolist())
 
 
+def test_more_labels_name_faces_and_what_is_none(portrait: Portrait, tmp_path: Path) -> None:
+    """A portrait that the labels leave out is a face, what was found beside it is nothing, and is shown as such."""
+    name = next(f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png"))
+    width = portrait.masked.shape[1]
+    cv2.imwrite(str(tmp_path / name), np.hstack([portrait.masked, portrait.bare])[..., ::-1])
+    (tmp_path / "boxes.csv").write_text("file,label,x0,y0,x1,y1\n" + f"{name},with_mask,0,0,20,20\n")
+    face = box_of(portrait.landmarks)
+    beside = portrait.landmarks + np.array([width, 0, 0], np.float32)
+    rows = {"with_mask": face, "nothing": box_of(beside)}
+    lines = [f"{name},{label}," + ",".join(f"{v:.1f}" for v in box) for label, box in rows.items()]
+    (tmp_path / "more.csv").write_text("\n".join(["file,label,x0,y0,x1,y1", *lines]))
+    found = [portrait.landmarks, beside]
+    prepare_scenes(tmp_path, [], lambda rgb: found, tmp_path, lambda done, total: None, tmp_path / "more.csv")
+    empty = TrackerData(*(np.zeros((0, 1)) for _ in range(4)), ())
+    for array in ("faces", "inside", "points", "kinds"):
+        np.save(tmp_path / f"{array}.npy", getattr(empty, array))
+    data = TrackerData.open(tmp_path)
+    (scene,) = data.scenes
+    assert scene.kinds.tolist() == [MASKED, MASKED]
+    assert np.isfinite(scene.points[1]).all(), "the found points are those of the face"
+    np.testing.assert_allclose(scene.nothing, box_of(beside)[None], atol=0.1)
+    shown = [detector.draw_scene(data, (96, 96), np.random.default_rng(seed)) for seed in range(60)]
+    alone = [picture for picture in shown if not len(picture.boxes)]
+    assert 0.1 < len(alone) / len(shown) < 0.8, "what is nothing is shown by itself, not always"
+
+
+@pytest.mark.parametrize("line", ["a.png,face,1,2,3,4", "a.png,nothing,1,2,three,4", "a.png,nothing,1"])
+def test_a_broken_line_of_labels_is_a_mistake(tmp_path: Path, line: str) -> None:
+    (tmp_path / "boxes.csv").write_text("file,label,x0,y0,x1,y1\n")
+    (tmp_path / "more.csv").write_text("file,label,x0,y0,x1,y1\n" + line)
+    with pytest.raises(UserError, match="columns file,label,x0,y0,x1,y1"):
+        prepare_scenes(tmp_path, [], lambda rgb: [], tmp_path, lambda done, total: None, tmp_path / "more.csv")
+
+
 def test_scenes_without_boxes_are_a_mistake(crops: Path, tmp_path: Path) -> None:
     command = ["data", "tracker", str(crops), "--scenes", str(tmp_path), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*command, "--textures", str(template(tmp_path / "t")), "--variants", "1"])

@@ -7,7 +7,7 @@ whose points are known from before, so that hidden points have labels too (Media
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -164,17 +164,23 @@ def read_boxes(folder: Path) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
     """The boxes of a folder of scenes: by file name, kind and x0, y0, x1, y1 in px.
 
     Raises:
-        UserError: there is no `boxes.csv`.
+        UserError: there is no `boxes.csv`, or a line of it is no box.
     """
-    try:
-        with (folder / "boxes.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"'{folder}' has no boxes.csv with the columns file,label,x0,y0,x1,y1") from error
+    return _read_labels(folder / "boxes.csv", _LABELS)
+
+
+def _read_labels(path: Path, kinds: Mapping[str, int]) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
     boxes: dict[str, list[tuple[int, tuple[float, ...]]]] = {}
-    for row in rows:
-        box = tuple(float(row[side]) for side in ("x0", "y0", "x1", "y1"))
-        boxes.setdefault(row["file"], []).append((_LABELS[row["label"]], box))
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                box = tuple(float(row[side]) for side in ("x0", "y0", "x1", "y1"))
+                boxes.setdefault(row["file"], []).append((kinds[row["label"]], box))
+    except OSError as error:
+        raise UserError(f"'{path.parent}' has no {path.name} with the columns file,label,x0,y0,x1,y1") from error
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = f"needs the columns file,label,x0,y0,x1,y1, and labels of {', '.join(kinds)}"
+        raise UserError(f"'{path}' {wanted}: {error} is none") from error
     return boxes
 
 
@@ -192,6 +198,7 @@ def prepare_scenes(
     locate: Callable[[U8], Sequence[F32]],
     out: Path,
     progress: Callable[[int, int], None],
+    more: Path | None = None,
 ) -> int:
     """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
 
@@ -205,13 +212,20 @@ def prepare_scenes(
         locate: gives the (468, 3) landmarks of the faces of an RGB picture.
         out: where the files are written.
         progress: is told how many of how many pictures are done.
+        more: a file like `boxes.csv` with what that leaves out: faces, boxes that are `unknown`, and `nothing` where
+            something was taken for a face and is none.
 
     Returns:
-        How many faces are listed.
+        How many boxes are listed.
+
+    Raises:
+        UserError: a file of labels is missing or broken.
     """
-    boxes = read_boxes(scenes)
+    boxes, others = read_boxes(scenes), _read_labels(more, _MORE_LABELS) if more else {}
     todo: list[tuple[Path, list[tuple[int, tuple[float, ...]]] | None]] = [
-        (scenes / name, found) for name, found in sorted(boxes.items()) if not is_validation_scene(name)
+        (scenes / name, [*found, *others.get(name, ())])
+        for name, found in sorted(boxes.items())
+        if not is_validation_scene(name)
     ]
     todo += [(p, None) for f in stills for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     listed: list[dict[str, Any]] = []
@@ -226,7 +240,7 @@ def prepare_scenes(
         for kind, box in labelled:
             fits = [overlap(np.array([box], np.float32), box_of(p)[None])[0, 0] for p in seen]
             row = -1
-            if fits and max(fits) > _PASSED:
+            if kind >= 0 and fits and max(fits) > _PASSED:
                 row = len(points)
                 points.append(seen[int(np.argmax(fits))])
             faces.append({"kind": kind, "box": box, "points": row})

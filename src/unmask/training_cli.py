@@ -84,6 +84,10 @@ def tracker(
     textures: Annotated[Path, typer.Option(metavar="DIR", help="Mask pictures with masks.cfg.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
     stills: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Portraits of masked people.")] = None,
+    more_labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Like boxes.csv, for what that leaves out; labels 'nothing', 'unknown' too."),
+    ] = None,
     variants: Annotated[int, typer.Option(metavar="N", min=1, help="How often each face is drawn.")] = 2,
 ) -> None:
     """Draw faces with masks and list real ones, to train detector and landmarker."""
@@ -96,7 +100,7 @@ def tracker(
     with counting("faces") as progress:
         drawn = prepare_faces(crops, textures, output, variants, progress)
     with counting("pictures") as progress:
-        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress)
+        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress, more_labels)
     print(f"{drawn} drawn faces and {listed} real ones in {output}")
 
 
