@@ -61,6 +61,9 @@ ANCHOR_POINTS: Final = np.array([row[0] for row in _TEMPLATE])
 """The points of the mesh that place the canonical crop."""
 
 _SHAPE: Final = np.array([row[1:] for row in _TEMPLATE], np.float64)
+_MEAN_SHAPE: Final = _SHAPE.mean(axis=0)
+_CENTRED_SHAPE: Final = _SHAPE - _MEAN_SHAPE
+_SHAPE_EXTENT: Final = float((_CENTRED_SHAPE**2).sum())
 
 
 class Pose(NamedTuple):
@@ -100,13 +103,12 @@ def head_pose(landmarks_px: F32) -> Pose:
     seen = landmarks_px[ANCHOR_POINTS].astype(np.float64)
     if not np.isfinite(seen).all() or np.ptp(seen[:, :2]) < 1e-6:
         raise ValueError("the landmarks coincide or are not finite")
-    mean_seen, mean_shape = seen.mean(axis=0), _SHAPE.mean(axis=0)
-    shape = _SHAPE - mean_shape
-    u, s, vt = np.linalg.svd((seen - mean_seen).T @ shape)
+    mean_seen = seen.mean(axis=0)
+    u, s, vt = np.linalg.svd((seen - mean_seen).T @ _CENTRED_SHAPE)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = (u * signs) @ vt
-    scale = float((s * signs).sum() / (shape**2).sum())
-    return Pose(scale, rotation, mean_seen - scale * rotation @ mean_shape)
+    scale = float((s * signs).sum() / _SHAPE_EXTENT)
+    return Pose(scale, rotation, mean_seen - scale * rotation @ _MEAN_SHAPE)
 
 
 def similarity(scale: float, roll: float, anchor_px: tuple[float, float]) -> F64:

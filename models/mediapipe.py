@@ -189,7 +189,7 @@ def roi_from_landmarks(points: F32) -> F64:
     upright = cv2.getRotationMatrix2D((0, 0), float(np.degrees(_roll(right_eye, left_eye))), 1.0)[:, :2]
     turned = points[:, :2] @ upright.T
     low, high = turned.min(axis=0), turned.max(axis=0)
-    centre = np.linalg.solve(upright, (low + high) / 2)
+    centre = (low + high) / 2 @ upright  # turned back
     return _roi((float(centre[0]), float(centre[1])), float((high - low).max()) * _ROI_SCALE, right_eye, left_eye)
 
 

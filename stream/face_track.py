@@ -90,7 +90,8 @@ class FaceTrack:
         self.found_in_a_row = 1
         self.likeness: Likeness | None = None
         self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
-        self.landmarks_px, self.crop = self.raw_px, crop_pose(self.raw_px)
+        self._posed = self.raw_px, crop_pose(self.raw_px)
+        self.landmarks_px, self.crop = self._posed
         self._framing = np.zeros(4)
         self._frame(sighting, 1.0)
         self._pose, self._step = self.crop, np.zeros(2)
@@ -187,14 +188,20 @@ class FaceTrack:
 
     def jumps_to(self, landmarks_px: F32) -> bool:
         """True where the points are so far from the prediction that they may be of something else."""
-        pose, old = crop_pose(landmarks_px), self._pose
+        pose, old = self._pose_of(landmarks_px), self._pose
         moved = math.hypot(pose.x - old.x - self._step[0], pose.y - old.y - self._step[1]) / old.scale
         turned = abs(math.remainder(pose.roll - old.roll, math.tau))
         return max(moved, turned, abs(math.log(pose.scale / old.scale))) > _MAX_JUMP
 
+    def _pose_of(self, landmarks_px: F32) -> CropPose:
+        """Where the crop of some points lies; worked out once for the points of a frame."""
+        if self._posed[0] is not landmarks_px:
+            self._posed = landmarks_px, crop_pose(landmarks_px)
+        return self._posed[1]
+
     def advance(self, landmarks_px: F32, seconds: float) -> None:
         """Take the points of the next frame."""
-        pose = crop_pose(landmarks_px)
+        pose = self._pose_of(landmarks_px)
         pose = pose._replace(roll=self._pose.roll + math.remainder(pose.roll - self._pose.roll, math.tau))
         share = _SIZE_MEMORY[self.score >= _CERTAIN_SCORE]
         self.size_px += share * (box_size(points_box(landmarks_px)) - self.size_px)

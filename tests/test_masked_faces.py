@@ -30,6 +30,7 @@ from unmask.train.registry import trainer_of
 from unmask.train.tracker_data import (
     BARE,
     MASKED,
+    NOTHING,
     UNKNOWN,
     TrackerData,
     box_of,
@@ -137,6 +138,21 @@ def test_more_labels_name_faces_and_what_is_none(portrait: Portrait, tmp_path: P
     shown = [detector.draw_scene(data, (96, 96), np.random.default_rng(seed)) for seed in range(60)]
     alone = [picture for picture in shown if not len(picture.boxes)]
     assert 0.1 < len(alone) / len(shown) < 0.8, "what is nothing is shown by itself, not always"
+
+
+def test_what_is_wrongly_found_in_a_still_is_nothing(portrait: Portrait, tmp_path: Path) -> None:
+    """In a still all that is found counts as a face, unless a label says otherwise."""
+    stills = tmp_path / "cloth"
+    stills.mkdir()
+    cv2.imwrite(str(stills / "1.png"), np.hstack([portrait.masked, portrait.bare])[..., ::-1])
+    beside = portrait.landmarks + np.array([portrait.masked.shape[1], 0, 0], np.float32)
+    (tmp_path / "boxes.csv").write_text("file,label,x0,y0,x1,y1\n")
+    line = "cloth/1.png,nothing," + ",".join(f"{v:.1f}" for v in box_of(beside))
+    (tmp_path / "more.csv").write_text("file,label,x0,y0,x1,y1\n" + line)
+    found = [portrait.landmarks, beside]
+    prepare_scenes(tmp_path, [stills], lambda rgb: found, tmp_path, lambda done, total: None, tmp_path / "more.csv")
+    (entry,) = json.loads((tmp_path / "scenes.json").read_text())
+    assert sorted(face["kind"] for face in entry["faces"]) == [NOTHING, MASKED]
 
 
 @pytest.mark.parametrize("line", ["a.png,face,1,2,3,4", "a.png,nothing,1,2,three,4", "a.png,nothing,1"])

@@ -47,6 +47,9 @@ NOTHING: Final = -2
 _LABELS: Final = {"with_mask": MASKED, "with_incorrect_mask": WRONGLY, "without_mask": BARE}
 _MORE_LABELS: Final = _LABELS | {"unknown": UNKNOWN, "nothing": NOTHING}
 
+_Label = tuple[int, tuple[float, ...]]
+"""Kind, and x0, y0, x1, y1 in px."""
+
 _TURNED_SHARE: Final = 0.25
 _SCENE_VALIDATION: Final = 3
 """One scene in so many is kept for validation."""
@@ -160,7 +163,7 @@ def prepare_faces(crops: Path, textures: Path, out: Path, variants: int, progres
     return count
 
 
-def read_boxes(folder: Path) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
+def read_boxes(folder: Path) -> dict[str, list[_Label]]:
     """The boxes of a folder of scenes: by file name, kind and x0, y0, x1, y1 in px.
 
     Raises:
@@ -169,8 +172,8 @@ def read_boxes(folder: Path) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
     return _read_labels(folder / "boxes.csv", _LABELS)
 
 
-def _read_labels(path: Path, kinds: Mapping[str, int]) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
-    boxes: dict[str, list[tuple[int, tuple[float, ...]]]] = {}
+def _read_labels(path: Path, kinds: Mapping[str, int]) -> dict[str, list[_Label]]:
+    boxes: dict[str, list[_Label]] = {}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -212,8 +215,9 @@ def prepare_scenes(
         locate: gives the (468, 3) landmarks of the faces of an RGB picture.
         out: where the files are written.
         progress: is told how many of how many pictures are done.
-        more: a file like `boxes.csv` with what that leaves out: faces, boxes that are `unknown`, and `nothing` where
-            something was taken for a face and is none.
+        more: a file like `boxes.csv` with what that leaves out, and what is found wrongly in stills (named with their
+            folder, as in `cloth/1.jpg`): faces, boxes that are `unknown`, and `nothing` where something was taken for a
+            face and is none.
 
     Returns:
         How many boxes are listed.
@@ -222,7 +226,7 @@ def prepare_scenes(
         UserError: a file of labels is missing or broken.
     """
     boxes, others = read_boxes(scenes), _read_labels(more, _MORE_LABELS) if more else {}
-    todo: list[tuple[Path, list[tuple[int, tuple[float, ...]]] | None]] = [
+    todo: list[tuple[Path, list[_Label] | None]] = [
         (scenes / name, [*found, *others.get(name, ())])
         for name, found in sorted(boxes.items())
         if not is_validation_scene(name)
@@ -235,24 +239,29 @@ def prepare_scenes(
         seen = list(locate(read_rgb(path)))
         if labelled is None:
             kind = WRONGLY if path.parent.name == "incorrect" else MASKED
-            labelled = [(kind, tuple(float(v) for v in box_of(p))) for p in seen]
-        faces = []
-        for kind, box in labelled:
-            fits = [overlap(np.array([box], np.float32), box_of(p)[None])[0, 0] for p in seen]
-            row = -1
-            if kind >= 0 and fits and max(fits) > _PASSED:
-                row = len(points)
-                points.append(seen[int(np.argmax(fits))])
-            faces.append({"kind": kind, "box": box, "points": row})
-        faces += [{"kind": UNKNOWN, "box": box, "points": -1} for box in _unlabelled(seen, labelled)]
-        if faces:
+            labelled = others.get(f"{path.parent.name}/{path.name}", [])
+            labelled = [*labelled, *((kind, box) for box in _unlabelled(seen, labelled))]
+        if faces := _listed(labelled, seen, points):
             listed.append({"file": str(path.resolve()), "faces": faces})
     np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
     (out / "scenes.json").write_text(json.dumps(listed))
     return sum(len(entry["faces"]) for entry in listed)
 
 
-def _unlabelled(seen: Sequence[F32], labelled: Sequence[tuple[int, tuple[float, ...]]]) -> list[tuple[float, ...]]:
+def _listed(labelled: Sequence[_Label], seen: Sequence[F32], points: list[F32]) -> list[dict[str, Any]]:
+    """The boxes of a picture as `scenes.json` has them; what was seen where a face is labelled is added to `points`."""
+    faces = []
+    for kind, box in labelled:
+        fits = [overlap(np.array([box], np.float32), box_of(p)[None])[0, 0] for p in seen]
+        row = -1
+        if kind >= 0 and fits and max(fits) > _PASSED:
+            row = len(points)
+            points.append(seen[int(np.argmax(fits))])
+        faces.append({"kind": kind, "box": box, "points": row})
+    return faces + [{"kind": UNKNOWN, "box": box, "points": -1} for box in _unlabelled(seen, labelled)]
+
+
+def _unlabelled(seen: Sequence[F32], labelled: Sequence[_Label]) -> list[tuple[float, ...]]:
     """Boxes of the found faces that fit no label."""
     boxes = np.array([box for _, box in labelled], np.float32).reshape(-1, 4)
     found = [box_of(points) for points in seen]
