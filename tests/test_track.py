@@ -15,7 +15,7 @@ from faces import Portrait
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import Detection, FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.canvas import Canvas
-from unmask.stream.face_finder import moved, points_box
+from unmask.stream.face_finder import Sighting, box_size, moved, points_box
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
@@ -194,6 +194,25 @@ def test_two_faces_keep_their_identities_and_the_larger_comes_first(portrait: Po
         assert large.landmarks_px[:, 0].mean() > small.landmarks_px[:, 0].mean()
         assert ids(faces) == [0, 1]
     assert camera.stage.summary()["most_at_once"] == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "score", "given"),
+    [((300, 370), 0.75, False), ((300, 370), 0.95, True), ((540, 370), 0.75, True), ((560, 150), 0.75, True)],
+)
+def test_what_may_be_an_emblem_on_a_chest_is_no_face(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, place: tuple[int, int], score: float, given: bool
+) -> None:
+    """A small face below a large one is taken for a print if it leaves doubt; beside it, or beyond doubt, it counts."""
+    fit = MaskedFinder.fit
+
+    def doubtful(finder: MaskedFinder, frame: Frame, proposal: Detection) -> Sighting:
+        sighting = fit(finder, frame, proposal)
+        return sighting._replace(score=score) if box_size(points_box(sighting.landmarks_px)) < 60 else sighting
+
+    monkeypatch.setattr(MaskedFinder, "fit", doubtful)
+    faces = Camera().show(picture(portrait.bare, placed(300, 170, 0.7), placed(*place, 0.25)))
+    assert len(faces) == 1 + given
 
 
 def test_only_the_largest_faces_are_given(portrait: Portrait) -> None:

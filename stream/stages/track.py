@@ -22,6 +22,11 @@ _NEW_SCORE: Final = 0.7
 _FIRST_SCORE: Final = 0.5
 """In the search at the beginning of a scene, which may be a single frame."""
 
+_EMBLEM_SIZE: Final = 0.45
+_CHEST: Final = (0.6, 2.5, 1.2)
+"""What leaves doubt, is that small beside a sure face, and lies on its chest is an emblem or a print: so far below the
+middle of the face, from and to, and so far aside at most, all in sizes of the face."""
+
 _PASSING_FRAMES: Final = 10
 """What looked like a face in the first frame of a scene, never beyond doubt, and was gone before, is not counted."""
 
@@ -359,7 +364,7 @@ class Track(Stage):
     def _meet(self, sighting: Sighting, frame: Frame, trusted: bool) -> bool:
         """Begin a track, or take one up again that was lost nearby. False where the sighting is no face, or known."""
         box = points_box(sighting.landmarks_px)
-        if not self._is_free(box):
+        if not self._is_free(box) or (sighting.score < _SURE_SCORE and self._is_on_a_chest(box)):
             return False
         lost = [
             track
@@ -386,6 +391,18 @@ class Track(Stage):
         """True where no face in sight, other than `besides`, is in the box."""
         others = (track for track in self._tracks if track is not besides and track.misses <= _MAX_MISSES)
         return all(_overlap(points_box(track.raw_px), box) < _SAME_FACE for track in others)
+
+    def _is_on_a_chest(self, box: Box) -> bool:
+        """True where somebody whose face is in sight beyond doubt has the box on the chest."""
+        low, high, aside = _CHEST
+        for track in (t for t in self._tracks if t.score >= _SURE_SCORE and not t.misses):
+            face = points_box(track.raw_px)
+            x, y = (box_centre(box) - box_centre(face)) / box_size(face)
+            sin, cos = np.sin(track.crop.roll), np.cos(track.crop.roll)
+            below, beside = y * cos - x * sin, x * cos + y * sin
+            if box_size(box) < _EMBLEM_SIZE * box_size(face) and low < below < high and abs(beside) < aside:
+                return True
+        return False
 
     def _forget(self, frame: Frame) -> None:
         """Drop the faces that are gone. Of two tracks that have come to follow one face, it belongs to the one that
