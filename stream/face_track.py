@@ -21,7 +21,7 @@ _SIZE_TOLERANCE: Final = 0.4
 _SIZE_MEMORY: Final = {True: 0.1, False: 0.03}
 """Share of the newest size in the usual one, where the newest close look was certain, and where it was not."""
 
-_APPEARANCE_MEMORY: Final = np.float32(0.1)
+_APPEARANCE_MEMORY: Final = np.float32(0.3)
 """Share of the newest look in the usual one."""
 
 _FRAMING_MEMORY: Final = 0.3

@@ -61,6 +61,9 @@ _LOOK_EVERY_SETTLED: Final = 2
 """Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt, more where
 it has kept still since."""
 
+_APPEARANCE_EVERY: Final = 4
+"""Close looks between those that note how a face looks."""
+
 _MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
 
@@ -300,7 +303,8 @@ class Track(Stage):
         else:
             track.confirm(sighting)
             track.advance(sighting.landmarks_px, frame.pts_seconds)
-        if self._is_free(points_box(track.raw_px), track):  # else it may be somebody else's face
+        due = track.proofs % _APPEARANCE_EVERY == 0
+        if due and self._is_free(points_box(track.raw_px), track):  # else it may be somebody else's face
             track.looks_like(self._finder.appearance(frame, track.raw_px))
 
     def _search(self, frame: Frame) -> None:
