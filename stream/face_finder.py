@@ -8,7 +8,7 @@ full-range one of where it is, above all in profile.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -105,12 +105,14 @@ class Finder(ABC):
         canvas: reads the frames.
 
     Attributes:
+        slips: whether its points may slip off a face in doubt from one frame to the next.
         overviews: views of the whole frame.
         tiles: views of its parts, for small faces; none where the frame is small.
         margins: views of more than the whole frame, for faces that it cuts off.
         detector_runs: how often a detector has run.
     """
 
+    slips: ClassVar[bool] = False
     overviews: list[View]
     tiles: list[View]
     margins: list[View]
@@ -185,6 +187,8 @@ class MediaPipeFinder(Finder):
         layout: of every frame.
         canvas: reads the frames.
     """
+
+    slips: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, canvas: Canvas) -> None:
         super().__init__(canvas)

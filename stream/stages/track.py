@@ -223,7 +223,7 @@ class Track(Stage):
         often those that never keep still."""
         for track in self._tracks:
             if (
-                (track.doubtful and not track.settled)
+                (track.doubtful and not self._is_settled(track))
                 or track.waits
                 or track.unsure is not None
                 or self._networks_every == 1
@@ -260,7 +260,12 @@ class Track(Stage):
 
     def _doubt_is_due(self, track: FaceTrack, frame: Frame) -> bool:
         """Whether a face deserves a close look because the last one left doubt."""
-        return track.doubtful and (not track.settled or _turn(track, frame) % _LOOK_EVERY_SETTLED == 0)
+        settled = self._is_settled(track) and track.score >= _BELIEVED
+        return track.doubtful and (not settled or _turn(track, frame) % _LOOK_EVERY_SETTLED == 0)
+
+    def _is_settled(self, track: FaceTrack) -> bool:
+        """Whether doubt about a face is nothing new, and its points are where they were all the same."""
+        return track.settled and not self._finder.slips
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
         """Check where a face has been followed to. Where that is in doubt, search around it, at once or later."""
