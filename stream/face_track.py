@@ -34,7 +34,7 @@ _PROOFS: Final = 4
 """Close looks in a row that make a face out of what may be a hand or an emblem."""
 
 _SETTLED: Final = 8
-"""Close looks in a row that found a face which leaves some doubt, after which not every frame has one."""
+"""Close looks in a row that found a face which leaves some doubt, after which it may be moved along as others are."""
 
 _CROP_FILTER: Final = OneEuroSettings(min_cutoff_hz=0.5, beta=45.0, speed_cutoff_hz=2.0)
 _POINT_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.0, beta=45.0, speed_cutoff_hz=2.0)
@@ -178,7 +178,7 @@ class FaceTrack:
 
     @property
     def doubtful(self) -> bool:
-        """True where the last close look left doubt."""
+        """True where every frame in which networks look at the face deserves a close look."""
         return bool(self.misses) or not self.trusted or self.score < _CERTAIN_SCORE
 
     @property

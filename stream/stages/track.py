@@ -57,7 +57,6 @@ _LOOK_EVERY: Final = 4
 _STEADY_SCORE: Final = 0.95
 _LOOK_EVERY_STEADY: Final = 8
 _LOOK_EVERY_QUIET: Final = 24
-_LOOK_EVERY_SETTLED: Final = 2
 """Frames between close looks at a face that moves as expected; fewer where the last one left a little doubt, more where
 it has kept still since."""
 
@@ -232,6 +231,10 @@ class Track(Stage):
             elif track.likeness is None and (track.restless < _RESTLESS or _turn(track, frame) % _TRY_EVERY == 0):
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
 
+    def _is_settled(self, track: FaceTrack) -> bool:
+        """Whether doubt about a face is nothing new, and its points are where they were all the same."""
+        return track.settled and not self._finder.slips
+
     def _follow(self, track: FaceTrack, frame: Frame) -> None:
         """Find a known face in the next frame."""
         look = track.waits > 0 or self._look_is_due(track, frame)
@@ -241,7 +244,7 @@ class Track(Stage):
             return
         landmarks_px, there = self._finder.follow(frame, track.predicted_px)
         jumps = not there or track.jumps_to(landmarks_px)
-        if not (look or jumps or self._doubt_is_due(track, frame)):
+        if not (look or track.doubtful or jumps):
             track.advance(landmarks_px, frame.pts_seconds)
         elif self._may_look(track, around=track.unsure is not None):
             self._look_closely(track, frame, landmarks_px)
@@ -257,15 +260,6 @@ class Track(Stage):
             return turn % _LOOK_EVERY_QUIET == 0
         every = _LOOK_EVERY_STEADY if track.score >= _STEADY_SCORE else _LOOK_EVERY
         return turn % every == 0
-
-    def _doubt_is_due(self, track: FaceTrack, frame: Frame) -> bool:
-        """Whether a face deserves a close look because the last one left doubt."""
-        settled = self._is_settled(track) and track.score >= _BELIEVED
-        return track.doubtful and (not settled or _turn(track, frame) % _LOOK_EVERY_SETTLED == 0)
-
-    def _is_settled(self, track: FaceTrack) -> bool:
-        """Whether doubt about a face is nothing new, and its points are where they were all the same."""
-        return track.settled and not self._finder.slips
 
     def _look_closely(self, track: FaceTrack, frame: Frame, landmarks_px: F32) -> None:
         """Check where a face has been followed to. Where that is in doubt, search around it, at once or later."""
