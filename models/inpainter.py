@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane, residuals
 
-_CRISPER: Final = 0.65
+_CRISPER: Final = 0.85
 """Lines are drawn in their place and too faint: what a pixel differs from the mean of its 3x3 px by is made larger by
-this share. LPIPS is the same at 0.4, and rises by a hundredth at 0.7 (docs/experiments.md)."""
+this share, which costs a hundredth of LPIPS (docs/experiments.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,13 +191,7 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         with self.autocast():
             output = self.model(seen, mask)
         whole = shown(output, truth, mask, mask * inside)
-        return Scene(
-            step,
-            phase.window,
-            whole,
-            moved=lambda: self._moved(seen, mask),
-            mirrored=lambda: self._mirrored(seen, mask),
-        )
+        return Scene(step, phase.window, whole, moved=lambda: self._moved(seen, mask))
 
     def _moved(self, seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the network paints when the pictures lie some pixels elsewhere, moved back, and where that is known."""
@@ -206,13 +200,6 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
             output = self.model(*(torch.roll(x, by, (2, 3)) for x in (seen, mask)))
         inner = F.pad(torch.ones_like(mask[..., MOVED_PX:-MOVED_PX, MOVED_PX:-MOVED_PX]), [MOVED_PX] * 4)
         return torch.roll(output, [-b for b in by], (2, 3)), inner
-
-    @torch.no_grad()
-    def _mirrored(self, seen: Tensor, mask: Tensor) -> Tensor:
-        """What the network paints in the mirror images, mirrored back."""
-        with self.autocast():
-            output: Tensor = self.model(seen.flip(3), mask.flip(3))
-        return output.flip(3)
 
     @torch.no_grad()
     def validate(self, size: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -62,8 +62,6 @@ class Scene:
         known: (N, 1, H, W) 0/1, where the label is known.
         moved: runs the network on the same pictures, moved by some pixels; gives what it drew, moved back, and where
             both can be compared (N, 1, H, W); for the temporal loss.
-        mirrored: runs the network on the mirror images, without learning from them, and gives what it drew, mirrored
-            back; for the loss "mirrored".
         unpaired: pictures without a truth, which adversarial losses with the view "whole" see too; `real` is other
             people's faces, `weight` is where nothing was to be painted.
         original: (N, 3, H, W) 0..1, the same pictures as they were.
@@ -76,7 +74,6 @@ class Scene:
     label: Tensor | None = None
     known: Tensor | None = None
     moved: Callable[[], tuple[Tensor, Tensor]] | None = None
-    mirrored: Callable[[], Tensor] | None = None
     unpaired: View | None = None
     original: Tensor | None = None
     _views: dict[tuple[str, int], View] = field(default_factory=dict)
@@ -153,7 +150,7 @@ _MASKS: Final[Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "smooth": losses.smoothness,
 }
 _FEATURES: Final = {"perceptual": losses.feature_distance, "style": losses.style_distance}
-KINDS: Final = (*_PICTURES, *_FEATURES, "identity", "temporal", "mirrored", "kept", "adversarial", *_MASKS)
+KINDS: Final = (*_PICTURES, *_FEATURES, "identity", "temporal", "kept", "adversarial", *_MASKS)
 """Names of losses."""
 
 
@@ -238,13 +235,6 @@ class Objectives:
             assert scene.whole is not None
             again, both = scene.moved()
             return losses.masked_l1(scene.whole.output, again, both * scene.whole.weight)
-        if kind == "mirrored":
-            # A face and its mirror image are painted alike: of two guesses the mean is the better one.
-            assert scene.mirrored is not None
-            assert scene.whole is not None
-            pair = Scene(scene.step, scene.window, replace(scene.whole, real=scene.mirrored()), _corners=scene._corners)
-            view = pair.view(loss)
-            return losses.masked_l1(view.output, view.real, view.weight)
         if kind == "kept":
             if scene.unpaired is None or scene.original is None:
                 raise UserError("losses: 'kept' is about real masked faces: give them with real=DIR")
@@ -322,7 +312,7 @@ class Objectives:
 
 def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> None:
     own = [*(k for k in KINDS if draws and k not in _MASKS), *(k for k in _MASKS if segments)]
-    other = {"temporal", "mirrored"} if segments else {"kept"}  # a network that also finds masks is not run twice
+    other = {"temporal"} if segments else {"kept"}  # a network that also finds masks is not run twice
     own = [k for k in own if k not in other]
     problems = []
     for label, loss in named:
