@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import roi_from_detection
+from unmask.models.rows import overlap
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import box_centre, box_size, points_box
 from unmask.stream.frame import Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.stages.track import distinct
 from unmask.train.data import read_rgb
-from unmask.train.tracker_data import is_validation_scene, overlap, read_boxes
+from unmask.train.tracker_data import is_validation_scene, read_boxes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -40,6 +40,7 @@ import numpy.typing as npt
 
 from unmask.models.geometry import ANCHOR_POINTS, CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector
+from unmask.models.rows import overlap
 from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
@@ -57,7 +58,6 @@ from unmask.train.tracker_data import (
     TrackerData,
     draw_face,
     is_validation_scene,
-    overlap,
     read_boxes,
 )
 

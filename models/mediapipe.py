@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.engine import compile_for_cpu
+from unmask.models.rows import overlap
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
@@ -80,15 +81,6 @@ def _anchor_centres(spec: _DetectorSpec) -> F32:
     return np.concatenate(layers)
 
 
-def _iou(some: F32, others: F32) -> F32:
-    """(N, M) of (N, 4) and (M, 4) boxes."""
-    low, high = np.maximum(some[:, None, :2], others[:, :2]), np.minimum(some[:, None, 2:], others[:, 2:])
-    width, height = np.maximum(high - low, 0).transpose(2, 0, 1)
-    inter = width * height
-    areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (some, others))
-    return np.asarray(inter / np.maximum(areas[:, None] + other_areas - inter, 1e-9), np.float32)
-
-
 def merge_overlapping(boxes: F32, scores: F32, threshold: float = 0.3) -> tuple[F32, F32]:
     """Non-maximum suppression that averages what it suppresses, weighted by score (BlazeFace, section 3.4).
 
@@ -102,7 +94,7 @@ def merge_overlapping(boxes: F32, scores: F32, threshold: float = 0.3) -> tuple[
     """
     order = np.argsort(-scores)
     boxes, scores = boxes[order], scores[order]
-    same = _iou(boxes[:, :4], boxes[:, :4]) > threshold
+    same = overlap(boxes[:, :4], boxes[:, :4]) > threshold
     np.fill_diagonal(same, val=True)
     left, merged, best = np.ones(len(boxes), bool), [], []
     for first in range(len(boxes)):

@@ -40,3 +40,12 @@ def cell_centres(height: int, width: int) -> npt.NDArray[np.float32]:
         y, x = np.mgrid[: height // stride, : width // stride].astype(np.float32)
         levels.append((np.stack([x, y], axis=-1).reshape(-1, 2) + np.float32(0.5)) * np.float32(stride))
     return np.concatenate(levels)
+
+
+def overlap(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """IoU of boxes x0, y0, x1, y1: (N, 4) and (M, 4) to (N, M) float32."""
+    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+    width, height = np.maximum(high - low, 0).transpose(2, 0, 1)  # several times as fast as np.prod
+    both = width * height
+    area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
+    return np.asarray(both / np.maximum(area_a[:, None] + area_b - both, 1e-9), np.float32)

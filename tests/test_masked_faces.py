@@ -18,7 +18,7 @@ from unmask.errors import UserError
 from unmask.models.engine import compile_for_cpu, weights_file
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
-from unmask.models.rows import KINDS, LANDMARKER_SIZE, LANDMARKS, STRIDES, cell_centres
+from unmask.models.rows import KINDS, LANDMARKER_SIZE, LANDMARKS, STRIDES, cell_centres, overlap
 from unmask.models.runtime import load_runtime
 from unmask.train import detector, landmarker
 from unmask.train.campaign import preview_sheet
@@ -36,7 +36,6 @@ from unmask.train.tracker_data import (
     box_of,
     draw_face,
     is_validation_scene,
-    overlap,
     prepare_scenes,
 )
 

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from unmask.errors import UserError
 from unmask.models.geometry import transform_points
-from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres, five_points_of
+from unmask.models.rows import CHANNELS, KINDS, POINTS, STRIDES, cell_centres, five_points_of, overlap
 from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device, split_batch
 from unmask.train.optimizers import make_optimizer
-from unmask.train.tracker_data import TrackerData, box_of, check_recipe, draw_face, overlap
+from unmask.train.tracker_data import TrackerData, box_of, check_recipe, draw_face
 from unmask.train.views import as_filmed
 
 U8 = npt.NDArray[np.uint8]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.rows import KINDS, POINTS, five_points_of
+from unmask.models.rows import KINDS, POINTS, five_points_of, overlap
 from unmask.train.config import Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
@@ -185,14 +185,6 @@ def _read_labels(path: Path, kinds: Mapping[str, int]) -> dict[str, list[_Label]
         wanted = f"needs the columns file,label,x0,y0,x1,y1, and labels of {', '.join(kinds)}"
         raise UserError(f"'{path}' {wanted}: {error} is none") from error
     return boxes
-
-
-def overlap(a: F32, b: F32) -> F32:
-    """IoU of boxes: (N, 4) and (M, 4) to (N, M) float32."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.prod(np.clip(high - low, 0, None), axis=2)
-    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b))
-    return np.asarray(both / np.maximum(area_a[:, None] + area_b[None] - both, 1e-6), np.float32)
 
 
 def prepare_scenes(
