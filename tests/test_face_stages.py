@@ -1,6 +1,7 @@
 """segment, inpaint and smooth with the shipped networks, on the portrait."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -10,21 +11,28 @@ import pytest
 from faces import Portrait
 
 from unmask.models.engine import Engine, EngineChoice, NetworkName, load
-from unmask.models.geometry import CROP_SIZE, fit_affine, transform_points
+from unmask.models.geometry import CROP_SIZE, canonical_crop, fit_affine, transform_points
 from unmask.models.mask_region import mask_region
+from unmask.models.placement import placed
 from unmask.stream.frame import U8, Frame
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import MaskShape, Segment
 from unmask.stream.stages.smooth import Smooth
+from unmask.train.masks import Outline
+from unmask.train.materials import draw_mask
 
 
-@pytest.fixture
-def stages(portrait: Portrait) -> tuple[Stage, ...]:
+def fresh_stages(portrait: Portrait) -> tuple[Stage, ...]:
     opened: tuple[Stage, ...] = (Segment("cpu"), Inpaint("cpu"), Smooth())
     for stage in opened:
         stage.open(Context(portrait.frame(masked=True).layout))
     return opened
+
+
+@pytest.fixture
+def stages(portrait: Portrait) -> tuple[Stage, ...]:
+    return fresh_stages(portrait)
 
 
 def run(stages: tuple[Stage, ...], frame: Frame) -> Frame:
@@ -151,6 +159,43 @@ def test_reset_forgets_what_was_painted(portrait: Portrait, stages: tuple[Stage,
     run(stages, dark)
     again = run(stages, portrait.frame(masked=True, index=2, reset=True)).faces[0].pictures.painted
     np.testing.assert_array_equal(again, first)
+
+
+def with_mask(portrait: Portrait, chin: float) -> Portrait:
+    """The portrait in a mask that hangs so far below the chin, in eye distances."""
+    bare = portrait.bare.astype(np.float32) / 255
+    worn = draw_mask(bare, portrait.landmarks, np.random.default_rng(3), "surgical", Outline(chin=chin))
+    return replace(portrait, masked=np.rint(worn.rgb * 255).astype(np.uint8), coverage=worn.coverage)
+
+
+def test_a_mask_that_hangs_out_of_the_crop_comes_off_whole(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    low = with_mask(portrait, 0.7)
+    frame = run(stages, low.frame(masked=True))
+    usual = canonical_crop(low.landmarks)
+    below = transform_points(usual, np.argwhere(low.coverage > 0.5)[:, ::-1].astype(np.float32))[:, 1] > CROP_SIZE
+    assert below.mean() > 0.03, "or the test shows nothing"
+    np.testing.assert_allclose(frame.faces[0].crop_from_frame, placed(usual, (0, 1)))
+    changed = (np.asarray(frame.planes[0]) != low.masked).any(axis=2)[low.coverage > 0.5]
+    assert changed.mean() > 0.95
+    assert changed[below].mean() > 0.9
+
+
+def test_a_crop_that_goes_back_takes_nothing_along(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
+    """What was painted in the crop as it lay must not be pasted where it lies now, also on a face that keeps still."""
+    low, well = with_mask(portrait, 0.7), with_mask(portrait, -0.05)
+    run(stages, low.frame(masked=True))
+    usual = canonical_crop(well.landmarks)
+    for index in range(1, 12):  # what was found before counts for some frames
+        run(stages, well.frame(masked=True, index=index))
+        frame = well.frame(masked=True, index=index)
+        frame.faces[0].still = True
+        run(stages, frame)
+        if np.allclose(frame.faces[0].crop_from_frame, usual):
+            break
+    np.testing.assert_allclose(frame.faces[0].crop_from_frame, usual)
+    shown = np.asarray(frame.planes[0]).astype(int)
+    alone = np.asarray(run(fresh_stages(portrait), well.frame(masked=True)).planes[0]).astype(int)
+    assert np.abs(shown - alone).mean() < 0.35 * np.abs(well.masked.astype(int) - alone).mean()
 
 
 def test_mask_shape_drops_specks_grows_and_softens() -> None:

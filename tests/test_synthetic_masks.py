@@ -14,10 +14,20 @@ from unmask.models.geometry import canonical_crop
 from unmask.train.data import Sample
 from unmask.train.glasses import wear_glasses
 from unmask.train.inpainter import turned_face
-from unmask.train.masks import Outline, hidden_region, loosened, lowered_coverage, mask_coverage, random_outline, straps
+from unmask.train.masks import (
+    Outline,
+    hidden_region,
+    loosened,
+    lowered_coverage,
+    mask_coverage,
+    raised,
+    random_outline,
+    straps,
+)
 from unmask.train.materials import (
     MATERIALS,
     Masked,
+    add_long_loops,
     cut_off,
     degrade,
     draw_mask,
@@ -25,6 +35,7 @@ from unmask.train.materials import (
     put_in_front,
     wear_template,
 )
+from unmask.train.segmenter import lines_of
 from unmask.train.turning import Turn, random_turn, turn_head
 
 F32 = npt.NDArray[np.float32]
@@ -137,6 +148,46 @@ def test_lowered_mask_lies_under_the_chin_and_leaves_nose_and_mouth_free(seed: i
     for landmark in (4, 1, 0, 13):  # the tip of the nose, below it, the upper lip, between the lips
         assert coverage[at[landmark, 1], at[landmark, 0]] == 0
     assert coverage[at[152, 1] + 3, at[152, 0]] > 0, "below the chin"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_raised_mask_covers_the_eyes(seed: int, portrait: Portrait) -> None:
+    rng = np.random.default_rng(seed)
+    coverage = mask_coverage(portrait.landmarks, raised(random_outline(rng), rng), portrait.bare.shape[:2])
+    assert covers(coverage, portrait, 168), "between the eyes"
+    assert covers(coverage, portrait, 145), "below the pupil"
+    assert not covers(coverage, portrait, FOREHEAD)
+
+
+@pytest.mark.parametrize("degrees", [0, 60])
+def test_long_loops_reach_the_ear_that_is_seen_and_are_mask(degrees: float, face: F32, portrait: Portrait) -> None:
+    rng = np.random.default_rng(4)
+    narrow = Outline(ear=0.6)  # ends on the cheek
+    square, points = face[:512, :512], portrait.landmarks
+    masked = draw_mask(square, points, rng, "cloth", narrow)
+    if degrees:
+        masked, points = turn_head(masked, points, np.zeros_like(square), Turn(np.radians(degrees)))
+    looped = add_long_loops(masked, points, rng)
+    added = (looped.coverage > 0.5) & (masked.coverage <= 0.5)
+    assert 20 < added.sum() < 0.25 * (masked.coverage > 0.5).sum()
+    eye = float(np.linalg.norm(points[33] - points[263]))
+    near = [
+        np.linalg.norm(np.argwhere(added)[:, ::-1] - points[ear, :2], axis=1).min() < 0.5 * eye for ear in (234, 454)
+    ]
+    assert any(near) if degrees else all(near)
+    assert np.abs(looped.rgb - masked.rgb).max(axis=2)[added].mean() > 0.05
+
+
+def test_lines_are_told_from_edges_and_areas() -> None:
+    rgb = np.full((256, 256, 3), 0.5, np.float32)
+    rgb[:, 60:63] = 0.9
+    rgb[100:103, 150:] = 0.1
+    rgb[180:, :] = 0.2
+    found = lines_of(rgb)
+    assert found[20:90, 60:63].all()
+    assert found[100:103, 160:].all()
+    assert not found[130:, 80:].any(), "a step is no line"
+    assert not found[:90, 80:140].any()
 
 
 def test_missing_templates_are_said(tmp_path: Path) -> None:

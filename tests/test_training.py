@@ -19,6 +19,7 @@ from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load
 from unmask.models.export import mean_of
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.models.placement import STEP_PX, USUAL
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Loss, Phase, Recipe
 from unmask.train.data import FaceCrops, augment, draws, prefetch, prepare_crops
@@ -84,6 +85,14 @@ def test_augmenting_moves_picture_and_points_together(crops: Path) -> None:
         around = sample.rgb[y - 12 : y + 12, x - 12 : x + 12].mean()
         dark.append(around < sample.rgb[y + 30 : y + 50, x - 10 : x + 10].mean())
     assert sum(dark) >= 6
+
+
+def test_shifted_crop_shows_the_face_elsewhere(crops: Path) -> None:
+    data = FaceCrops.open(crops)
+    usual, lower = (augment(data, 0, 256, np.random.default_rng(0), 0.0, shift) for shift in (USUAL, (0, 1)))
+    np.testing.assert_allclose(usual.points[:, 1] - lower.points[:, 1], STEP_PX, atol=1e-3)
+    np.testing.assert_allclose(usual.rgb[STEP_PX:], lower.rgb[:-STEP_PX], atol=1e-6)
+    assert not lower.inside[-STEP_PX + 1 :].any(), "there the crop has nothing to show"
 
 
 def test_points_are_mirrored_with_their_picture(portrait: Portrait) -> None:

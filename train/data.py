@@ -15,6 +15,7 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
+from unmask.models.placement import USUAL, Shift, placed
 from unmask.models.rows import five_points_of
 from unmask.train.config import Split
 from unmask.train.listings import five_points, parts_of
@@ -232,7 +233,9 @@ def draws(indices: npt.NDArray[np.int64], seed: int, part: slice = slice(None)) 
     return [Draw(i, int(indices[i]), np.random.default_rng((seed, 1 + i))) for i in positions]
 
 
-def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, jitter: float = 1.0) -> Sample:
+def augment(
+    data: FaceCrops, index: int, size: int, rng: np.random.Generator, jitter: float = 1.0, shift: Shift = USUAL
+) -> Sample:
     """Draw a face with a random shift, turn, scale, mirroring and light.
 
     Args:
@@ -241,11 +244,13 @@ def augment(data: FaceCrops, index: int, size: int, rng: np.random.Generator, ji
         size: of the result in px.
         rng: where chance comes from.
         jitter: how far the geometry strays, 1 for what a tracker does to a crop, 0 for none (and no other change).
+        shift: where the crop lies besides.
     """
     points = data.points[index].copy()
     scale, turn = float(np.exp(rng.normal(0, 0.05 * jitter))), float(rng.normal(0, 4 * jitter))
     matrix = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), turn, scale)
     matrix[:, 2] += rng.normal(0, 5 * jitter, 2)
+    matrix = placed(np.asarray(matrix), shift)
     to_size = size / CROP_SIZE
     matrix = np.diag([to_size, to_size]) @ matrix
     if jitter and rng.random() < 0.5:

@@ -17,6 +17,7 @@ from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE, canonical_crop
 from unmask.models.mask_region import mask_region
 from unmask.models.mediapipe import FaceDetector, FaceMesh
+from unmask.models.placement import USUAL, better_shift, placed
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, largest_face, read_rgb, warp_crop
 from unmask.train.masks import hidden_region
 
@@ -130,8 +131,9 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
     """Compare predicted masks with labels.
 
     Protocol: each picture's face is found by `locate`; where it finds none the whole picture is taken for the crop. The
-    mask is cut out of the probabilities as in the pipeline (`mask_region`) and warped back to the picture. IoU over the
-    pixels of all pictures, and the mean over pictures.
+    mask is cut out of the probabilities as in the pipeline (`mask_region`; where the crop cuts it off, once more in one
+    further to that side) and warped back to the picture. IoU over the pixels of all pictures, and the mean over
+    pictures.
 
     Args:
         folder: with pairs image/NAME and mask/NAME (0 and 255).
@@ -147,8 +149,11 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
         matrix = locate(rgb)
         missed += matrix is None
         matrix = whole_picture(rgb) if matrix is None else matrix
-        crop, _ = warp_crop(rgb, matrix)
-        region = mask_region(engine(crop[None])[0])
+        region = mask_region(engine(warp_crop(rgb, matrix)[0][None])[0])
+        shift = better_shift(region, matrix, (rgb.shape[1], rgb.shape[0]))
+        if shift != USUAL:
+            matrix = placed(matrix, shift)
+            region = mask_region(engine(warp_crop(rgb, matrix)[0][None])[0])
         back = cv2.invertAffineTransform(matrix)
         found = cv2.warpAffine(region, back, label.shape[::-1], flags=cv2.INTER_LINEAR) > 127
         intersection, union = int((found & label).sum()), int((found | label).sum())

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.placement import USUAL, Shift
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, relight
 from unmask.train.glasses import wear_glasses
 from unmask.train.loop import Indices
-from unmask.train.masks import hidden_region
+from unmask.train.masks import hidden_region, mask_coverage, raised, random_outline
 from unmask.train.materials import Masked, Template, degrade, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device, shown
 from unmask.train.sheets import picture_sheet, tinted
@@ -29,6 +30,10 @@ WORN_SHARE = 0.35
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 TURNED_SHARE = 0.2
 """How many training faces are turned aside: few pictures show profiles."""
+RAISED_SHARE = 0.06
+"""How many holes are those of masks over the eyes: while one is put on, it is drawn over them."""
+_SHIFTED: Mapping[Shift, float] = {(0, 1): 0.1, (1, 0): 0.03, (-1, 0): 0.03, (1, 1): 0.02, (-1, 1): 0.02}
+"""How many crops lie elsewhere, as for masks that the usual one would cut off."""
 MOST_TURNED = 65.0
 """Degrees; beyond that the turned pictures are no longer good enough to paint from."""
 _WHOLE_SHARE = 0.95
@@ -63,6 +68,9 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
     finds it: a little too large or too small, without its ear loops.
     """
     size = (sample.rgb.shape[0], sample.rgb.shape[0])
+    if rng.random() < RAISED_SHARE:
+        region = mask_coverage(sample.points, raised(random_outline(rng), rng), size)
+        return sample.rgb, np.asarray(cv2.dilate(region, disc(3)) > 127, np.float32)
     if rng.random() > WORN_SHARE:
         return sample.rgb, hidden_region(sample.points, rng, size)
     if templates and rng.random() < 0.6:
@@ -128,7 +136,7 @@ def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templ
     made = []
     for draw in drawn:
         rng = draw.rng
-        sample, frame = _as_met(augment(data, draw.face, size, rng), rng)
+        sample, frame = _as_met(augment(data, draw.face, size, rng, shift=_random_shift(rng)), rng)
         if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
             made.append(turned_face(sample, background(data, size, rng), rng, templates))
         else:
@@ -138,6 +146,12 @@ def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templ
                 hidden = hidden * (frame < 0.1)
             made.append((sample, seen, hidden))
     return _stack(made)
+
+
+def _random_shift(rng: np.random.Generator) -> Shift:
+    places = (*_SHIFTED, USUAL)
+    shares = (*_SHIFTED.values(), 1 - sum(_SHIFTED.values()))
+    return places[int(rng.choice(len(places), p=shares))]
 
 
 def _as_met(sample: Sample, rng: np.random.Generator) -> tuple[Sample, F32]:

@@ -71,6 +71,12 @@ def random_outline(rng: np.random.Generator, worn: Worn = "well") -> Outline:
     return outline
 
 
+def raised(outline: Outline, rng: np.random.Generator) -> Outline:
+    """The outline of a mask that is just being put on, or has slipped up: over the eyes, or one of them when the head
+    leans."""
+    return replace(outline, nose=rng.uniform(-0.25, 0.02), cheek=rng.uniform(-1.2, -0.2), puff=rng.uniform(0.0, 0.15))
+
+
 def loosened(outline: Outline, rng: np.random.Generator) -> Outline:
     """The outline of a mask that stands off the face, or is too large for it: its edge says little about the jaw."""
     return replace(

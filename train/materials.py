@@ -20,9 +20,11 @@ from unmask.train.masks import (
     Worn,
     _along,
     fill_polygon,
+    loosened,
     lowered_coverage,
     mask_coverage,
     outline_corners,
+    raised,
     random_outline,
     smooth_outline,
     straps,
@@ -180,6 +182,9 @@ def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.
 
 _LOWERED_SHARE: Final = 0.1
 """How many drawn masks are pulled down under the chin."""
+_RAISED_SHARE: Final = 0.07
+_LOOSE_SHARE: Final = 0.25
+"""Of those worn well: how many cover the eyes, and how many stand off the face."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
 Material = Callable[[_Sheet, np.random.Generator], F32]
 MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
@@ -207,7 +212,7 @@ def draw_mask(
     if lowered:
         coverage = lowered_coverage(landmarks, rng, size)
     else:
-        coverage = mask_coverage(landmarks, outline or random_outline(rng, random_wearing(rng)), size)
+        coverage = mask_coverage(landmarks, outline or _drawn_outline(rng), size)
     sheet = _sheet(landmarks, size)
     material = MATERIALS[kind](sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
@@ -227,6 +232,63 @@ def _with_loops(
     eye = float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])) + 1e-6
     loops = _plain(rng.uniform(0, 1) * np.ones(3), size) if material is None else material
     return Masked(_compose(rgb, loops, band, eye, rng), band)
+
+
+def _drawn_outline(rng: np.random.Generator) -> Outline:
+    """How a drawn mask sits: some are too large for the face, a few cover the eyes."""
+    worn = random_wearing(rng)
+    outline, chance = random_outline(rng, worn), rng.random()
+    if worn == "well" and chance < _RAISED_SHARE:
+        return raised(outline, rng)
+    return loosened(outline, rng) if worn == "well" and chance > 1 - _LOOSE_SHARE else outline
+
+
+_LOOP_COLOURS: Final = ((0.97, 0.97, 0.97), (0.85, 0.86, 0.88), (0.06, 0.06, 0.07))
+
+
+def add_long_loops(masked: Masked, landmarks: F32, rng: np.random.Generator) -> Masked:
+    """Ear loops from the rear corners of a mask across the cheek, as they are seen from the side.
+
+    Args:
+        masked: a face and its mask, which may be turned.
+        landmarks: (468, 3) float32 px, those of the face as it is seen; only ears that look at the camera get a loop.
+        rng: where chance comes from.
+    """
+    size = masked.coverage.shape[:2]
+    p, depth = landmarks[:, :2], landmarks[:, 2]
+    eye = float(np.linalg.norm(landmarks[33] - landmarks[263])) + 1e-6
+    up = (p[10] - p[152]) / (np.linalg.norm(p[10] - p[152]) + 1e-6)
+    solid = (masked.coverage > 0.5).astype(np.uint8)
+    outlines, _ = cv2.findContours(solid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return masked
+    outline = max(outlines, key=len)[:, 0].astype(np.float32)
+    width = max(2, round(eye * float(rng.choice([rng.uniform(0.012, 0.035), rng.uniform(0.035, 0.09)]))))
+    picture = np.zeros(size, np.uint8)
+    for ear, other in ((234, 454), (454, 234)):
+        if depth[ear] - depth[other] > 0.5 * eye:
+            continue  # on the far side of the head
+        behind = p[ear] - outline.mean(axis=0)
+        behind = behind / (np.linalg.norm(behind) + 1e-6)
+        top = p[ear] + (p[ear] - p[1]) * rng.uniform(-0.05, 0.2) + rng.uniform(0.0, 0.25) * eye * up
+        bottom = top if rng.random() < 0.15 else top - rng.uniform(0.2, 0.6) * eye * up
+        for end, way in ((top, behind + rng.uniform(0.6, 1.4) * up), (bottom, behind - rng.uniform(0.6, 1.4) * up)):
+            corner = outline[int((outline @ way).argmax())]
+            _draw_loop(picture, corner, np.asarray(end, np.float32), width, rng)
+    band = np.clip(picture.astype(np.float32) / np.float32(255) - masked.coverage, 0, 1)
+    known = len(_LOOP_COLOURS)
+    colour = rng.uniform(0, 1, 3) if rng.random() < 0.2 else np.array(_LOOP_COLOURS[int(rng.integers(known))])
+    rgb = _compose(masked.rgb, _plain(colour + rng.normal(0, 0.02, 3), size), band, eye, rng)
+    return Masked(rgb, np.maximum(masked.coverage, band))
+
+
+def _draw_loop(picture: npt.NDArray[np.uint8], begin: F32, end: F32, width: int, rng: np.random.Generator) -> None:
+    """A line that bends a little; its end may lie under hair."""
+    along = end - begin
+    bend = (begin + end) / 2 + float(rng.normal(0, 0.07)) * np.array([-along[1], along[0]], np.float32)
+    t = np.linspace(0, 1.0 if rng.random() < 0.6 else rng.uniform(0.5, 1.0), 16, dtype=np.float32)[:, None]
+    curve = (1 - t) ** 2 * begin + 2 * t * (1 - t) * bend + t**2 * end
+    cv2.polylines(picture, [np.round(curve * 16).astype(np.int32)], False, 255, width, cv2.LINE_AA, shift=4)
 
 
 def random_wearing(rng: np.random.Generator) -> Worn:

@@ -17,6 +17,7 @@ from unmask.train.glasses import wear_glasses
 from unmask.train.materials import (
     Masked,
     Template,
+    add_long_loops,
     cut_off,
     degrade,
     draw_mask,
@@ -43,6 +44,11 @@ _ON_THE_MASK = 0.28
 """How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
 COLLAR_SHARE = 0.25
 """How many faces wear something up to the chin that is no mask."""
+LONG_LOOPS_SHARE = (0.2, 0.6)
+"""How many masks get ear loops across the cheek: on faces as they were photographed, and on turned ones."""
+_LINE_PX = 7
+_LINE_CONTRAST = 10
+"""What is narrower, in px at 256, and differs by more, of 255, from both sides, may be an ear loop."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -109,6 +115,9 @@ def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generato
         masked = with_glasses(masked, points, rng)
     if turns:
         masked, points = turn_head(masked, points, background(sources.faces, size, rng), random_turn(rng))
+    if wears and rng.random() < LONG_LOOPS_SHARE[turns]:
+        masked = add_long_loops(masked, points, rng)
+    if turns:
         masked = moved(masked, rng)
     if rng.random() < (0.55 if wears else 0.3):
         masked = put_in_front(masked, rgb, points, rng)
@@ -149,8 +158,18 @@ def moved(masked: Masked, rng: np.random.Generator) -> Masked:
     return Masked(rgb, coverage)
 
 
+def lines_of(rgb: F32) -> npt.NDArray[np.bool_]:
+    """(S, S) bool: what is a narrow line, lighter or darker than both of its sides, in (S, S, 3) float32 0..1."""
+    grey = cv2.cvtColor(np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    side = max(3, round(_LINE_PX * len(grey) / 256))
+    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    lines = [cv2.morphologyEx(grey, way, window) > _LINE_CONTRAST for way in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT)]
+    return np.asarray(lines[0] | lines[1])
+
+
 def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
-    """A real masked face as another camera would see it, and where its label is known.
+    """A real masked face as another camera would see it, and where its label is known: not on narrow lines beside the
+    mask, which may be ear loops that the labeller missed.
 
     Args:
         real: such faces.
@@ -161,6 +180,7 @@ def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generato
     wears = rng.random() < GLASSES_SHARE
     before = (lambda face: with_glasses(face, usual, rng)) if wears else None
     rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, before)
+    weight = weight * ((label > 0) | ~lines_of(rgb))  # the labeller knew no ear loops
     masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
     if rng.random() < 0.4:
         state = rng.bit_generator.state

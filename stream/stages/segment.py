@@ -12,6 +12,7 @@ import numpy.typing as npt
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import NO_MASK, mask_region
+from unmask.models.placement import USUAL, Shift, better_shift, placed
 from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.stage import Context, Stage
@@ -59,6 +60,8 @@ _LID_PX: Final = 3
 """How far the rims of the eyes reach beyond their openings."""
 _HIDES_EYE: Final = 217
 """Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
+_PUT_ON_FRAMES: Final = 12
+"""So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
 _STEADY: Final = 0.5
 """Weight of the frame before in the probability; more would lag behind a hand that moves in front of the mask."""
 
@@ -67,10 +70,10 @@ _STEADY: Final = 0.5
 class _Memory:
     """What was found in the crop of a face in the frame before; names are those of `Face` and its pictures.
 
-    `probability` is (S, S) float32 0..255, that each pixel is mask.
+    `probability` is (S, S) float32 0..255, that each pixel is mask; None where the crop has been placed anew since.
     """
 
-    probability: F32
+    probability: F32 | None
     mask: U8
     hidden: U8
     mask_score: float
@@ -93,6 +96,11 @@ def _sits_on_a_face(solid: U8) -> bool:
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     aside, down = _MIDDLE_PX
     return bool(abs(x - CROP_SIZE / 2) < aside and y > down)
+
+
+def _goes_back(shift: Shift, better: Shift) -> bool:
+    """Whether a crop only goes back to where it usually lies, from one side or both."""
+    return all(b in (0, a) for a, b in zip(shift, better, strict=True))
 
 
 def _leaves_the_mouth_free(solid: U8, points: F32) -> bool:
@@ -139,6 +147,9 @@ class MaskShape:
 class Segment(Stage):
     """Writes `crop`, `mask`, `mask_score` and `masked` of each face. On one that keeps still, what was found stays.
 
+    Where a mask goes on beyond the crop of a face, the crop (`crop_from_frame`) is moved to that side, for as long as
+    the mask needs it.
+
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
@@ -156,47 +167,91 @@ class Segment(Stage):
 
     def open(self, context: Context) -> None:
         self._canvas = canvas_for(context.layout)
+        self._size = context.layout.width, context.layout.height
         choice = choose(self._device, self._engine_name, threads=self._threads)
         for reason in choice.why_not_better:
             context.notice(reason)
         self._engine: Engine = context.load("segmenter", choice, context.notice)
         self._shape = MaskShape()
         self._memory: dict[int, _Memory] = {}
+        self._shifts: dict[int, Shift] = {}
         self._closer: dict[int, tuple[int, bool]] = {}  # by track: when it was last looked at closer; was there mask
         self._certain: set[int] = set()
         self._bare: Counter[int] = Counter()
+        self._worn: Counter[int] = Counter()  # by track: frames since it put on a mask, 0 where it came with one
         self._faces_unmasked = 0
         self._tracks_unmasked: set[int] = set()
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
             self._memory.clear()
+            self._shifts.clear()
             self._closer.clear()
+        for face in frame.faces:
+            face.crop_from_frame = placed(face.crop_from_frame, self._shifts.get(face.track_id, USUAL))
         changed = [face for face in frame.faces if not self._recall(face)]
         if changed:
-            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in changed])
-            for face, probability in zip(changed, self._look(frame.index, changed), strict=True):
-                self._segment(face, probability)
+            self._find(frame, changed)
         masked = [face.track_id for face in frame.faces if face.masked]
         self._faces_unmasked += len(masked)
         self._tracks_unmasked.update(masked)
         present = {face.track_id for face in frame.faces}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
+        for track in self._shifts.keys() - set(masked):
+            self._place(track, USUAL)
         self._closer = {track: look for track, look in self._closer.items() if track in present}
         return (frame,)
 
     def _recall(self, face: Face) -> bool:
         """Write what is remembered of a face that has kept still. False where it is to be looked at."""
         memory = self._memory.get(face.track_id)
+        if memory is not None and memory.probability is None:
+            face.still = False  # its crop does not lie where it did
         if not face.still or memory is None:
             return False
         face.pictures.mask[:], face.pictures.hidden[:] = memory.mask, memory.hidden
         face.mask_score, face.masked = memory.mask_score, memory.masked
         return True
 
-    def _segment(self, face: Face, probability: F32) -> None:
-        memory = None if face.reset else self._memory.get(face.track_id)
-        if memory is not None:
+    def _find(self, frame: Frame, faces: Sequence[Face]) -> None:
+        """Find the masks of faces, and once more those that are cut off by their crops, in crops further to that side.
+        One that no longer needs that goes back in the next frame."""
+        self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in faces])
+        cut_off = []
+        for face, probability in zip(faces, self._look(frame.index, faces), strict=True):
+            solid, shift = self._segment(face, probability), self._shifts.get(face.track_id, USUAL)
+            better = better_shift(solid, face.crop_from_frame, self._size, shift) if face.masked else shift
+            self._worn[face.track_id] = (
+                self._worn[face.track_id] + 1 if face.masked and self._bare[face.track_id] else 0
+            )
+            if better == shift or 0 < self._worn[face.track_id] <= _PUT_ON_FRAMES:
+                continue
+            self._place(face.track_id, better)
+            if not _goes_back(shift, better):
+                step = better[0] - shift[0], better[1] - shift[1]
+                face.crop_from_frame = placed(face.crop_from_frame, step)
+                cut_off.append(face)
+        if cut_off:
+            self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in cut_off])
+            for face, probability in zip(cut_off, self._look(frame.index, cut_off), strict=True):
+                self._segment(face, probability, again=True)
+
+    def _place(self, track_id: int, shift: Shift) -> None:
+        """Have the crops of a face lie elsewhere from now on."""
+        self._shifts[track_id] = shift
+        if shift == USUAL:
+            del self._shifts[track_id]
+        if track_id in self._memory:
+            self._memory[track_id].probability = None
+
+    def _segment(self, face: Face, probability: F32, *, again: bool = False) -> U8:
+        """Decide whether a face wears a mask, and write its pictures; `again` for the second time in a frame.
+
+        Returns:
+            Where mask is, (S, S) uint8 0 or 255.
+        """
+        memory = self._memory.get(face.track_id) if again or not face.reset else None
+        if memory is not None and memory.probability is not None:
             probability += _STEADY * (memory.probability - probability)
         solid = self._shape.solid(probability)
         area = cv2.countNonZero(solid) / _PIXELS
@@ -223,6 +278,7 @@ class Segment(Stage):
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
         self._memory[face.track_id] = _Memory(probability, *regions, face.mask_score, face.masked)
+        return solid
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -77,8 +77,9 @@ _RETRY_EVERY: Final = 60
 """Frames before a place is tried again where a proposal turned out not to be a face."""
 
 _SAME_PROPOSAL: Final = 0.3
-_FITS_PER_FRAME: Final = 1
-"""Closer looks at new proposals, each of six runs of a network, nine where two looks leave doubt."""
+_FITS_PER_SEARCH: Final = 1
+"""Closer looks at what a search proposed, each of six runs of a network, nine where two looks leave doubt; they fall
+into the frames after it."""
 
 _ROUNDS: Final = 2
 """How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
@@ -182,6 +183,7 @@ class Track(Stage):
         self._rejected: list[tuple[Box, int]] = []
         self._opening = [*self._finder.overviews, *self._finder.margins, *self._finder.tiles]
         self._opening_frames = _ROUNDS * len(self._opening)
+        self._proposed: list[Detection] = []
         self._search_in = 0
         self._search_waits = False
         self._run_limit = self._finder.detector_runs
@@ -309,7 +311,7 @@ class Track(Stage):
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
         self._search_in -= 1
-        if not self._opening and self._search_in > 0:
+        if not self._opening and not self._proposed and self._search_in > 0:
             return
         self._search_waits = not self._may_run(alone=True)
         if self._search_waits:
@@ -317,47 +319,63 @@ class Track(Stage):
         if self._opening:
             self._search_opening(frame)
             return
+        if self._proposed:  # one to a frame, which is as much work as a search
+            self._fit(frame, [self._proposed.pop(0)], trusted=False)
+            self._search_in = self._frames_between_searches()
+            return
         anything_lost = any(track.misses for track in self._tracks)
         view = self._finder.overviews[0] if anything_lost else next(self._views)
-        self._search_views(frame, [view], _FITS_PER_FRAME, opening=False)
+        self._proposed = self._propose(frame, self._finder.search(frame, view))[:_FITS_PER_SEARCH]
+        self._search_in = self._frames_between_searches()
 
     def _search_opening(self, frame: Frame) -> None:
         """Search everywhere, at the beginning of a scene: at once, or view by view in this and the next frames."""
-        if not self._spread:
-            self._search_views(frame, self._opening, None, opening=True)
-            self._opening = []
-            return
-        view, *others = self._opening
-        more = self._search_views(frame, [view], _FITS_PER_FRAME, opening=True)
-        self._opening_frames -= 1
-        self._opening = [*others, *([view] if more else [])] if self._opening_frames else []
-
-    def _search_views(self, frame: Frame, views: list[View], most_fits: int | None, *, opening: bool) -> bool:
-        """Look for faces that are not known yet. True where there were more proposals than `most_fits`."""
+        views = self._opening[:1] if self._spread else self._opening
         proposals = [d for view in views for d in self._finder.search(frame, view)]
-        self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
-        free = [d for d in distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
-        if opening and most_fits is not None:  # a medal may have a surer proposal than the face above it
+        free = self._propose(frame, proposals)
+        if not self._spread:
+            self._opening = []
+            self._fit(frame, free, trusted=True, others=proposals)
+        else:  # a medal may have a surer proposal than the face above it
             free.sort(key=lambda d: -d.score * box_size(d.box_px))
+            self._fit(frame, free[:1], trusted=True)
+            self._opening_frames -= 1
+            again = views if len(free) > 1 else []
+            self._opening = [*self._opening[1:], *again] if self._opening_frames else []
+        self._search_in = self._frames_between_searches()
+
+    def _frames_between_searches(self) -> int:
+        in_sight = sum(1 for track in self._tracks if not track.misses)
+        quiet = in_sight and in_sight == len(self._tracks)
+        return self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
+
+    def _propose(self, frame: Frame, proposals: list[Detection]) -> list[Detection]:
+        """What may be faces that are not known yet, best first."""
+        self._rejected = [(box, index) for box, index in self._rejected if frame.index - index < _RETRY_EVERY]
+        return [d for d in distinct(proposals) if self._is_free(d.box_px) and self._is_new(d.box_px)]
+
+    def _fit(
+        self, frame: Frame, proposals: list[Detection], *, trusted: bool, others: Sequence[Detection] = ()
+    ) -> None:
+        """Look closer at proposals, and begin tracks; `others` are those for the same faces, asked where that leaves
+        doubt."""
         fits: list[tuple[Sighting, Box]] = []
-        for proposal in free[:most_fits]:
+        for proposal in proposals:
             if not self._is_free(proposal.box_px):
                 continue  # a better proposal has turned out to be this face, beyond doubt
             sighting = self._finder.fit(frame, proposal)
-            if opening and most_fits is None and _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
-                sighting = self._fit_another(frame, proposal, proposals, sighting)
-            if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=opening):
+            if _DOUBTFUL_SCORE < sighting.score < _FIRST_SCORE:
+                sighting = self._fit_another(frame, proposal, others, sighting)
+            if sighting.score < _SURE_SCORE or not self._meet(sighting, frame, trusted=trusted):
                 fits.append((sighting, proposal.box_px))
         # The closer look knows better than the search which of two overlapping proposals is the face.
         for sighting, box in sorted(fits, key=lambda fit: -fit[0].score):
-            if not self._meet(sighting, frame, trusted=opening) and sighting.score < _FIRST_SCORE:
+            if not self._meet(sighting, frame, trusted=trusted) and sighting.score < _FIRST_SCORE:
                 self._rejected.append((box, frame.index))
-        in_sight = sum(1 for track in self._tracks if not track.misses)
-        quiet = in_sight and in_sight == len(self._tracks)
-        self._search_in = self._detect_every if quiet else min(self._detect_every, _SEARCH_EVERY_EMPTY)
-        return most_fits is not None and len(free) > most_fits
 
-    def _fit_another(self, frame: Frame, proposal: Detection, others: list[Detection], sighting: Sighting) -> Sighting:
+    def _fit_another(
+        self, frame: Frame, proposal: Detection, others: Sequence[Detection], sighting: Sighting
+    ) -> Sighting:
         """What another view proposes for the same face, where the closer look at one proposal leaves doubt."""
         same = [d for d in others if d is not proposal and _near(d.box_px, proposal.box_px, _SAME_PROPOSAL)]
         if not same:
