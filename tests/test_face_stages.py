@@ -242,6 +242,41 @@ def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrai
     assert certain[eye[1], eye[0]] == 255
 
 
+def masks_found(portrait: Portrait, monkeypatch: pytest.MonkeyPatch, *found: tuple[slice, slice, int]) -> list[U8]:
+    """`mask` after each frame, in which the network gives rows and columns of the crop a value."""
+    segment = Segment("cpu")
+    segment.open(Context(portrait.frame(masked=False).layout))
+    given = []
+    for index, (rows, columns, value) in enumerate(found):
+        probability = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+        probability[0, rows, columns] = value
+        monkeypatch.setattr(segment, "_engine", lambda crops, p=probability: np.repeat(p, len(crops), axis=0))
+        (frame,) = segment.process(portrait.frame(masked=False, index=index))
+        given.append(frame.faces[0].pictures.mask.copy())
+    return given
+
+
+def test_a_mask_that_moves_leaves_no_trail_and_is_over_an_eye_at_once(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = portrait.frame(masked=False).faces[0]
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    eye = points[[33, 133, 159, 145]].mean(axis=0).round().astype(int)
+    across = slice(60, 196)
+    before, after = masks_found(
+        portrait, monkeypatch, (slice(150, 235), across, 255), (slice(eye[1] - 20, 180), across, 255)
+    )
+    assert before[220, 128] == 255
+    assert after[220, 128] == 0
+    assert after[eye[1], eye[0]] == 255
+
+
+def test_a_mask_that_keeps_still_does_not_flicker(portrait: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, across = slice(130, 225), slice(60, 196)
+    _, doubt = masks_found(portrait, monkeypatch, (rows, across, 255), (rows, across, 90))
+    assert doubt[180, 128] == 255
+
+
 @pytest.mark.parametrize(("sure", "painted"), [(180, False), (250, True)])
 def test_what_leaves_the_mouth_free_must_be_sure(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch, sure: int, painted: bool

@@ -182,7 +182,7 @@ def _compose(rgb: F32, material: F32, coverage: F32, eye: float, rng: np.random.
 
 _LOWERED_SHARE: Final = 0.1
 """How many drawn masks are pulled down under the chin."""
-_RAISED_SHARE: Final = 0.07
+_RAISED_SHARE: Final = 0.04
 _LOOSE_SHARE: Final = 0.25
 """Of those worn well: how many cover the eyes, and how many stand off the face."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)

@@ -46,6 +46,8 @@ COLLAR_SHARE = 0.25
 """How many faces wear something up to the chin that is no mask."""
 LONG_LOOPS_SHARE = (0.2, 0.6)
 """How many masks get ear loops across the cheek: on faces as they were photographed, and on turned ones."""
+_IN_DOUBT = 0.1
+"""A likelihood that is no label away from a mask."""
 _LINE_PX = 7
 _LINE_CONTRAST = 10
 """What is narrower, in px at 256, and differs by more, of 255, from both sides, may be an ear loop."""
@@ -178,9 +180,13 @@ def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generato
         rng: where chance comes from.
     """
     wears = rng.random() < GLASSES_SHARE
-    before = (lambda face: with_glasses(face, usual, rng)) if wears else None
-    rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, before)
-    weight = weight * ((label > 0) | ~lines_of(rgb))  # the labeller knew no ear loops
+
+    def as_met(face: Masked) -> Masked:
+        unknown = lines_of(face.rgb) & (face.coverage < _IN_DOUBT)  # the labeller knew no ear loops
+        face = Masked(face.rgb, np.where(unknown, np.float32(_IN_DOUBT), face.coverage))
+        return with_glasses(face, usual, rng) if wears else face
+
+    rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, as_met)
     masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
     if rng.random() < 0.4:
         state = rng.bit_generator.state

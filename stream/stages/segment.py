@@ -63,7 +63,13 @@ _HIDES_EYE: Final = 217
 _PUT_ON_FRAMES: Final = 12
 """So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
 _STEADY: Final = 0.5
-"""Weight of the frame before in the probability; more would lag behind a hand that moves in front of the mask."""
+"""Weight of the frame before in the probability of a mask that keeps still in the crop."""
+_AGREES: Final = (0.85, 0.95)
+"""Overlap (soft IoU) of two frames' probabilities: from the second on a mask keeps still; up to the first it moves, and
+the frame before says nothing. Worn masks have 0.95 to 0.99; while one is put on, or a hand moves before it, 0.55 to
+0.92."""
+_FADES: Final = 0.8
+"""Where so little of the frame before is left, the mask has not moved, but the network doubts."""
 
 
 @dataclass(slots=True)
@@ -96,6 +102,16 @@ def _sits_on_a_face(solid: U8) -> bool:
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     aside, down = _MIDDLE_PX
     return bool(abs(x - CROP_SIZE / 2) < aside and y > down)
+
+
+def _weight_of_before(now: F32, before: F32) -> float:
+    """How much the probability of the frame before counts, 0..1."""
+    seen, seen_before = cv2.sumElems(now)[0], cv2.sumElems(before)[0]
+    if seen < _FADES * seen_before:
+        return _STEADY
+    both = cv2.sumElems(cv2.min(now, before))[0]
+    low, high = _AGREES
+    return _STEADY * float(np.clip((both / max(seen + seen_before - both, 1e-6) - low) / (high - low), 0, 1))
 
 
 def _goes_back(shift: Shift, better: Shift) -> bool:
@@ -251,8 +267,10 @@ class Segment(Stage):
             Where mask is, (S, S) uint8 0 or 255.
         """
         memory = self._memory.get(face.track_id) if again or not face.reset else None
+        now = probability
         if memory is not None and memory.probability is not None:
-            probability += _STEADY * (memory.probability - probability)
+            weight = _weight_of_before(now, memory.probability)
+            probability = cv2.addWeighted(now, 1 - weight, memory.probability, weight, 0)
         solid = self._shape.solid(probability)
         area = cv2.countNonZero(solid) / _PIXELS
         core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
@@ -273,7 +291,8 @@ class Segment(Stage):
                 and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
             )
         if face.masked:
-            face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, probability, points)
+            likely = cv2.max(now, probability)  # a mask that rises is over an eye at once
+            face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, likely, points)
         else:
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
