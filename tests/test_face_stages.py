@@ -242,8 +242,11 @@ def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrai
     assert certain[eye[1], eye[0]] == 255
 
 
-def masks_found(portrait: Portrait, monkeypatch: pytest.MonkeyPatch, *found: tuple[slice, slice, int]) -> list[U8]:
-    """`mask` after each frame, in which the network gives rows and columns of the crop a value."""
+def masks_found(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, *found: tuple[slice, slice, int], score: float = 1.0
+) -> list[U8]:
+    """`mask` after each frame, in which the network gives rows and columns of the crop a value; `score` is the
+    face's."""
     segment = Segment("cpu")
     segment.open(Context(portrait.frame(masked=False).layout))
     given = []
@@ -251,7 +254,9 @@ def masks_found(portrait: Portrait, monkeypatch: pytest.MonkeyPatch, *found: tup
         probability = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
         probability[0, rows, columns] = value
         monkeypatch.setattr(segment, "_engine", lambda crops, p=probability: np.repeat(p, len(crops), axis=0))
-        (frame,) = segment.process(portrait.frame(masked=False, index=index))
+        shown = portrait.frame(masked=False, index=index)
+        shown.faces[0].score = score
+        (frame,) = segment.process(shown)
         given.append(frame.faces[0].pictures.mask.copy())
     return given
 
@@ -275,6 +280,17 @@ def test_a_mask_that_keeps_still_does_not_flicker(portrait: Portrait, monkeypatc
     rows, across = slice(130, 225), slice(60, 196)
     _, doubt = masks_found(portrait, monkeypatch, (rows, across, 255), (rows, across, 90))
     assert doubt[180, 128] == 255
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.6, [True, True, True, True, False]), (1.0, [True] + 4 * [False])])
+def test_a_mask_that_is_missed_for_a_moment_is_kept_where_the_face_is_in_doubt_too(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, score: float, kept: list[bool]
+) -> None:
+    """In full profile crops jump; a bare face that is seen beyond doubt is bare at once."""
+    rows, across = slice(130, 225), slice(60, 196)
+    nothing = (slice(0, 0), across, 0)
+    masks = masks_found(portrait, monkeypatch, (rows, across, 255), *4 * [nothing], score=score)
+    assert [bool(mask[180, 128]) for mask in masks] == kept
 
 
 @pytest.mark.parametrize(("sure", "painted"), [(180, False), (250, True)])

@@ -13,8 +13,8 @@ from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.mask_region import NO_MASK, mask_region
 from unmask.models.placement import USUAL, Shift, better_shift, placed
-from unmask.stream.canvas import canvas_for
-from unmask.stream.frame import U8, Face, Frame
+from unmask.stream.canvas import canvas_for, compose, inverse_affine
+from unmask.stream.frame import F64, U8, Face, Frame
 from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -23,7 +23,12 @@ _PIXELS: Final = CROP_SIZE * CROP_SIZE
 _WEARS_AREA: Final = 0.03
 """Share of the crop that a mask covers at least; one worn well covers a fifth, one under the chin about a tenth."""
 _KEEPS_AREA: Final = 0.015
-"""The same for a face that wore one in the frame before: between the two nothing changes, so nothing flickers."""
+_KEEPS_FRAMES: Final = 12
+"""The same for a face that wore one so few frames before: between both areas nothing changes, so nothing flickers."""
+_GONE: Final = 0.3
+_HELD_FRAMES: Final = 3
+"""A mask of which so little is left from one frame to the next, on a face that is in doubt itself, is believed to be
+there for so many frames: in full profile crops jump, and the network misses it in one or two."""
 _WHOLE_AREA: Final = 0.1
 """A mask that covers less of the crop is partly hidden, or only half of it was found."""
 _CLOSER: Final = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), 0.0, 1.2)
@@ -77,6 +82,7 @@ class _Memory:
     """What was found in the crop of a face in the frame before; names are those of `Face` and its pictures.
 
     `probability` is (S, S) float32 0..255, that each pixel is mask; None where the crop has been placed anew since.
+    `since` counts frames since a mask was worn, `held` those for which one was kept that was not found.
     """
 
     probability: F32 | None
@@ -84,6 +90,9 @@ class _Memory:
     hidden: U8
     mask_score: float
     masked: bool
+    crop_from_frame: F64
+    since: int
+    held: int
 
 
 def _disc(radius: int) -> U8:
@@ -112,6 +121,17 @@ def _weight_of_before(now: F32, before: F32) -> float:
     both = cv2.sumElems(cv2.min(now, before))[0]
     low, high = _AGREES
     return _STEADY * float(np.clip((both / max(seen + seen_before - both, 1e-6) - low) / (high - low), 0, 1))
+
+
+def _carried(probability: F32, crop_from_frame: F64, face: Face) -> F32:
+    """What was found in a crop of the frame before, in the crop as it lies now: heads move less than crops may jump."""
+    moved = compose(face.crop_from_frame, inverse_affine(crop_from_frame))
+    return np.asarray(cv2.warpAffine(probability, moved, probability.shape), np.float32)
+
+
+def _has_gone(now: F32, before: F32) -> bool:
+    """Whether next to nothing is left of a mask."""
+    return bool(cv2.sumElems(now)[0] < _GONE * cv2.sumElems(before)[0])
 
 
 def _goes_back(shift: Shift, better: Shift) -> bool:
@@ -266,38 +286,52 @@ class Segment(Stage):
         Returns:
             Where mask is, (S, S) uint8 0 or 255.
         """
-        memory = self._memory.get(face.track_id) if again or not face.reset else None
-        now = probability
+        memory, now = self._memory.get(face.track_id), probability
+        held = 0
         if memory is not None and memory.probability is not None:
-            weight = _weight_of_before(now, memory.probability)
-            probability = cv2.addWeighted(now, 1 - weight, memory.probability, weight, 0)
+            if _has_gone(now, memory.probability) and memory.masked and self._is_a_slip(face, memory, again):
+                probability, held = _carried(memory.probability, memory.crop_from_frame, face), memory.held + 1
+            elif again or not face.reset:
+                weight = _weight_of_before(now, memory.probability)
+                probability = cv2.addWeighted(now, 1 - weight, memory.probability, weight, 0)
         solid = self._shape.solid(probability)
-        area = cv2.countNonZero(solid) / _PIXELS
-        core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
-        sure = cv2.mean(probability, mask=core)[0] / 255.0
-        face.mask_score = sure * min(1.0, area / _WEARS_AREA)
         points = transform_points(face.crop_from_frame, face.landmarks_px)
-        if memory is not None and memory.masked:
-            face.masked = area >= _KEEPS_AREA
-        else:
-            self._bare[face.track_id] += area < _KEEPS_AREA
-            as_found = self._bare[face.track_id] < _BARE_LOOKS
-            if face.score >= _CERTAIN_FACE or (as_found and sure >= _CERTAIN_MASK):
-                self._certain.add(face.track_id)
-            face.masked = (
-                area >= _WEARS_AREA
-                and face.track_id in self._certain
-                and _sits_on_a_face(solid)
-                and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
-            )
+        face.masked = self._wears(face, solid, probability, points)
         if face.masked:
             likely = cv2.max(now, probability)  # a mask that rises is over an eye at once
             face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, likely, points)
         else:
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
-        self._memory[face.track_id] = _Memory(probability, *regions, face.mask_score, face.masked)
+        since = 0 if face.masked else _KEEPS_FRAMES if memory is None else memory.since + 1
+        self._memory[face.track_id] = _Memory(
+            probability, *regions, face.mask_score, face.masked, face.crop_from_frame, since, held
+        )
         return solid
+
+    def _is_a_slip(self, face: Face, memory: _Memory, again: bool) -> bool:
+        """Whether a mask that is gone all at once is more likely to be missed, as in profile, where crops jump."""
+        return not again and face.score < _CERTAIN_FACE and memory.held < _HELD_FRAMES
+
+    def _wears(self, face: Face, solid: U8, probability: F32, points: F32) -> bool:
+        """Whether what was found is a mask that the face wears; writes `mask_score`."""
+        area = cv2.countNonZero(solid) / _PIXELS
+        core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
+        sure = cv2.mean(probability, mask=core)[0] / 255.0
+        face.mask_score = sure * min(1.0, area / _WEARS_AREA)
+        memory = self._memory.get(face.track_id)
+        if memory is not None and memory.since < _KEEPS_FRAMES:
+            return area >= _KEEPS_AREA
+        self._bare[face.track_id] += area < _KEEPS_AREA
+        as_found = self._bare[face.track_id] < _BARE_LOOKS
+        if face.score >= _CERTAIN_FACE or (as_found and sure >= _CERTAIN_MASK):
+            self._certain.add(face.track_id)
+        return (
+            area >= _WEARS_AREA
+            and face.track_id in self._certain
+            and _sits_on_a_face(solid)
+            and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
+        )
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.
