@@ -116,11 +116,11 @@ def test_live_looks_closer_at_bare_faces_only_now_and_then(portrait: Portrait, s
 
 
 def test_live_sees_as_much_of_a_partly_hidden_mask(portrait: Portrait) -> None:
-    """Only the left part of the mask is there: a closer look shows it and is taken in each frame, live or not."""
+    """Only the right part of the mask is there: a closer look shows it and is taken in each frame, live or not."""
     columns = np.flatnonzero((portrait.coverage > 0.5).any(axis=0))
-    middle = int(columns[0] + 0.38 * len(columns))
+    middle = int(columns[-1] - 0.3 * len(columns))
     rgb = portrait.masked.copy()
-    rgb[:, middle:] = portrait.bare[:, middle:]
+    rgb[:, :middle] = portrait.bare[:, :middle]
     masks: list[list[U8]] = []
     for spread in (False, True):
         stage = Segment("cpu", spread=spread)

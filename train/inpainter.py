@@ -76,7 +76,7 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
     if templates and rng.random() < 0.6:
         worn = wear_template(sample.rgb, sample.points, templates[int(rng.integers(len(templates)))], rng)
     else:
-        worn = draw_mask(sample.rgb, sample.points, rng)
+        worn = draw_mask(sample.rgb, sample.points, rng, varied=True)
     thin = max(1, round(0.02 * size[0]))
     body = cv2.morphologyEx((worn.coverage > 0.5).astype(np.uint8), cv2.MORPH_OPEN, disc(thin))
     body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1))))

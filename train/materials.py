@@ -196,6 +196,8 @@ def draw_mask(
     rng: np.random.Generator,
     kind: str | None = None,
     outline: Outline | None = None,
+    *,
+    varied: bool = False,
 ) -> Masked:
     """Draw a mask onto a bare face.
 
@@ -205,6 +207,7 @@ def draw_mask(
         rng: where chance comes from; the same state draws the same mask.
         kind: a key of `MATERIALS`; random if None.
         outline: how it sits; random if None.
+        varied: whether random ones include masks too large for the face, and over the eyes.
     """
     size = rgb.shape[:2]
     kind = kind or str(rng.choice(list(MATERIALS), p=[0.4, 0.2, 0.4]))
@@ -212,7 +215,8 @@ def draw_mask(
     if lowered:
         coverage = lowered_coverage(landmarks, rng, size)
     else:
-        coverage = mask_coverage(landmarks, outline or _drawn_outline(rng), size)
+        outline = outline or (_varied_outline(rng) if varied else random_outline(rng, random_wearing(rng)))
+        coverage = mask_coverage(landmarks, outline, size)
     sheet = _sheet(landmarks, size)
     material = MATERIALS[kind](sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
@@ -234,7 +238,7 @@ def _with_loops(
     return Masked(_compose(rgb, loops, band, eye, rng), band)
 
 
-def _drawn_outline(rng: np.random.Generator) -> Outline:
+def _varied_outline(rng: np.random.Generator) -> Outline:
     """How a drawn mask sits: some are too large for the face, a few cover the eyes."""
     worn = random_wearing(rng)
     outline, chance = random_outline(rng, worn), rng.random()

@@ -89,7 +89,7 @@ def put_mask_on(face: Sample, rgb: F32, templates: Sequence[Template], rng: np.r
     """A mask picture or a drawn mask."""
     if templates and rng.random() < 0.45:
         return wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
-    return draw_mask(rgb, face.points, rng)
+    return draw_mask(rgb, face.points, rng, varied=True)
 
 
 def with_glasses(masked: Masked, points: F32, rng: np.random.Generator) -> Masked:
