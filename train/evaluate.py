@@ -149,8 +149,9 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
         matrix = locate(rgb)
         missed += matrix is None
         matrix = whole_picture(rgb) if matrix is None else matrix
-        region = mask_region(engine(warp_crop(rgb, matrix)[0][None])[0])
-        shift = better_shift(region, matrix, (rgb.shape[1], rgb.shape[0]))
+        probability = engine(warp_crop(rgb, matrix)[0][None])[0]
+        region = mask_region(probability)
+        shift = better_shift(region & (probability > 127), matrix, (rgb.shape[1], rgb.shape[0]))
         if shift != USUAL:
             matrix = placed(matrix, shift)
             region = mask_region(engine(warp_crop(rgb, matrix)[0][None])[0])

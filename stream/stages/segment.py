@@ -24,7 +24,8 @@ _WEARS_AREA: Final = 0.03
 """Share of the crop that a mask covers at least; one worn well covers a fifth, one under the chin about a tenth."""
 _KEEPS_AREA: Final = 0.015
 _KEEPS_FRAMES: Final = 12
-"""The same for a face that wore one so few frames before: between both areas nothing changes, so nothing flickers."""
+"""The same for a face that wore one in the frame before, or, where it is in doubt itself, so few frames before: between
+both areas nothing changes, so nothing flickers."""
 _GONE: Final = 0.3
 _HELD_FRAMES: Final = 3
 """A mask of which so little is left from one frame to the next, on a face that is in doubt itself, is believed to be
@@ -63,6 +64,8 @@ _EYES: Final = (
 """Landmarks around the openings of the eyes."""
 _LID_PX: Final = 3
 """How far the rims of the eyes reach beyond their openings."""
+_SURE: Final = 127.5
+"""Of 255: more likely mask than not."""
 _HIDES_EYE: Final = 217
 """Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
 _PUT_ON_FRAMES: Final = 12
@@ -256,7 +259,8 @@ class Segment(Stage):
         cut_off = []
         for face, probability in zip(faces, self._look(frame.index, faces), strict=True):
             solid, shift = self._segment(face, probability), self._shifts.get(face.track_id, USUAL)
-            better = better_shift(solid, face.crop_from_frame, self._size, shift) if face.masked else shift
+            sure = cv2.bitwise_and(solid, cv2.compare(probability, _SURE, cv2.CMP_GT))
+            better = better_shift(sure, face.crop_from_frame, self._size, shift) if face.masked else shift
             self._worn[face.track_id] = (
                 self._worn[face.track_id] + 1 if face.masked and self._bare[face.track_id] else 0
             )
@@ -316,11 +320,11 @@ class Segment(Stage):
     def _wears(self, face: Face, solid: U8, probability: F32, points: F32) -> bool:
         """Whether what was found is a mask that the face wears; writes `mask_score`."""
         area = cv2.countNonZero(solid) / _PIXELS
-        core = cv2.bitwise_and(solid, cv2.compare(probability, 127.5, cv2.CMP_GT))
+        core = cv2.bitwise_and(solid, cv2.compare(probability, _SURE, cv2.CMP_GT))
         sure = cv2.mean(probability, mask=core)[0] / 255.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
         memory = self._memory.get(face.track_id)
-        if memory is not None and memory.since < _KEEPS_FRAMES:
+        if memory is not None and memory.since < (_KEEPS_FRAMES if face.score < _CERTAIN_FACE else 1):
             return area >= _KEEPS_AREA
         self._bare[face.track_id] += area < _KEEPS_AREA
         as_found = self._bare[face.track_id] < _BARE_LOOKS
@@ -355,7 +359,7 @@ class Segment(Stage):
                     again.astype(np.float32), _CLOSER, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
                 )
                 found[i] = np.asarray(np.maximum(found[i], back), np.float32)
-                shows_mask = cv2.countNonZero(cv2.compare(back, 127.5, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
+                shows_mask = cv2.countNonZero(cv2.compare(back, _SURE, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
                 self._closer[faces[i].track_id] = index, shows_mask
         return found
 
@@ -370,7 +374,7 @@ class Segment(Stage):
     def _shows_a_whole_mask(self, probability: F32) -> bool:
         enough = _WHOLE_AREA * _PIXELS
         # Mostly the sure part alone is large enough, which costs a tenth of finding what hangs together with it.
-        if cv2.countNonZero(cv2.compare(probability, 127.5, cv2.CMP_GT)) >= enough:
+        if cv2.countNonZero(cv2.compare(probability, _SURE, cv2.CMP_GT)) >= enough:
             return True
         return cv2.countNonZero(self._shape.solid(probability)) >= enough
 

@@ -28,7 +28,7 @@ _AROUND_PX: Final = 8
 
 _FINE_PX: Final = 5
 """Window of the Gaussian that tells shape and light, which are steadied, from fine detail."""
-_OWN_DETAIL: Final = 0.95
+_OWN_DETAIL: Final = 0.98
 """Share of a frame's own fine detail in what is shown. A mean of frames averages detail away, and of what flickers it
 is the lesser part; with all of it, noise would be seen to boil."""
 
