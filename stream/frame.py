@@ -158,8 +158,9 @@ class Face:
         box_px: (x0, y0, x1, y1) in px of the frame.
         score: how sure the tracker is of the face, 0..1.
         landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale.
-        crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px.
-        reset: True where nothing remembered of this track may be used (new track, scene cut, jump).
+        crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px; `segment` moves it to where
+            the mask goes on.
+        reset: True where nothing remembered of this track lies where it did in the crop (new track, scene cut, jump).
         mask_score: how sure the segmenter is that the face wears a mask, 0..1.
         masked: True where the mask is to be taken off.
         pictures: the crop, mask, hidden and painted pictures in the frame's slot.
