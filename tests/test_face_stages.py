@@ -180,6 +180,20 @@ def test_a_mask_that_hangs_out_of_the_crop_comes_off_whole(portrait: Portrait, s
     assert changed[below].mean() > 0.9
 
 
+def test_a_mask_that_is_taken_away_to_the_side_does_not_take_the_crop_along(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only on a head that looks aside does a worn mask go on there; this one looks into the camera."""
+    segment = Segment("cpu")
+    segment.open(Context(portrait.frame(masked=False).layout))
+    found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+    found[0, 120:220, 100:] = 255
+    monkeypatch.setattr(segment, "_engine", lambda crops: np.repeat(found, len(crops), axis=0))
+    (frame,) = segment.process(portrait.frame(masked=False))
+    assert frame.faces[0].masked
+    np.testing.assert_allclose(frame.faces[0].crop_from_frame, canonical_crop(portrait.landmarks))
+
+
 def test_a_crop_that_goes_back_takes_nothing_along(portrait: Portrait, stages: tuple[Stage, ...]) -> None:
     """What was painted in the crop as it lay must not be pasted where it lies now, also on a face that keeps still."""
     low, well = with_mask(portrait, 0.7), with_mask(portrait, -0.05)

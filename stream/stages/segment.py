@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose
-from unmask.models.geometry import CROP_SIZE, transform_points
+from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
 from unmask.models.mask_region import NO_MASK, mask_region
 from unmask.models.placement import USUAL, Shift, better_shift, placed
 from unmask.stream.canvas import canvas_for, compose, inverse_affine
@@ -70,6 +70,8 @@ _HIDES_EYE: Final = 217
 """Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
 _PUT_ON_FRAMES: Final = 12
 """So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
+_ASIDE: Final = 0.5
+"""Radians from which on a head looks aside: 29 degrees."""
 _STEADY: Final = 0.5
 """Weight of the frame before in the probability of a mask that keeps still in the crop."""
 _AGREES: Final = (0.85, 0.95)
@@ -135,6 +137,11 @@ def _carried(probability: F32, crop_from_frame: F64, face: Face) -> F32:
 def _has_gone(now: F32, before: F32) -> bool:
     """Whether next to nothing is left of a mask."""
     return bool(cv2.sumElems(now)[0] < _GONE * cv2.sumElems(before)[0])
+
+
+def _looks_aside(face: Face) -> bool:
+    """Whether a mask may go on to the side because the head is turned, and not because a hand takes it away."""
+    return abs(head_pose(face.landmarks_px).yaw) > _ASIDE
 
 
 def _goes_back(shift: Shift, better: Shift) -> bool:
@@ -261,6 +268,8 @@ class Segment(Stage):
             solid, shift = self._segment(face, probability), self._shifts.get(face.track_id, USUAL)
             sure = cv2.bitwise_and(solid, cv2.compare(probability, _SURE, cv2.CMP_GT))
             better = better_shift(sure, face.crop_from_frame, self._size, shift) if face.masked else shift
+            if better[0] and not _looks_aside(face):
+                better = 0, better[1]
             self._worn[face.track_id] = (
                 self._worn[face.track_id] + 1 if face.masked and self._bare[face.track_id] else 0
             )
