@@ -72,8 +72,7 @@ def random_outline(rng: np.random.Generator, worn: Worn = "well") -> Outline:
 
 
 def raised(outline: Outline, rng: np.random.Generator) -> Outline:
-    """The outline of a mask that is just being put on, or has slipped up: over the eyes, or one of them when the head
-    leans."""
+    """The outline of a mask that is just being put on, or has slipped up over the eyes."""
     return replace(outline, nose=rng.uniform(-0.25, 0.02), cheek=rng.uniform(-1.2, -0.2), puff=rng.uniform(0.0, 0.15))
 
 

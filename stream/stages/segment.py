@@ -302,7 +302,8 @@ class Segment(Stage):
         memory, now = self._memory.get(face.track_id), probability
         held = 0
         if memory is not None and memory.probability is not None:
-            if _has_gone(now, memory.probability) and memory.masked and self._is_a_slip(face, memory, again):
+            slips = memory.masked and self._is_a_slip(face, memory, again)
+            if slips and _has_gone(now, memory.probability):
                 probability, held = _carried(memory.probability, memory.crop_from_frame, face), memory.held + 1
             elif again or not face.reset:
                 weight = _weight_of_before(now, memory.probability)

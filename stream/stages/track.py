@@ -85,8 +85,9 @@ _ROUNDS: Final = 2
 """How often at most a view is searched while the search at the beginning of a scene is spread over frames."""
 
 _RUNS_PER_FRAME: Final = 4
-"""Runs of detectors after which a frame begins no close look, where the work is spread over frames. A search needs a
-frame of its own, and takes up to five; the frames after it save what that was too much."""
+"""Runs of detectors after which a frame begins no close look, where the work is spread over frames. A search, or the
+closer look at what it proposed, needs a frame of its own; both at once, at the beginning of a scene, take up to five.
+The frames after it save what that was too much."""
 
 _SAME_FACE: Final = 0.5
 """Overlap of boxes from which on they are one face."""
