@@ -1,18 +1,23 @@
-"""Writes what ships: safetensors for further training, ONNX in half precision for running."""
+"""Writes what ships: safetensors for further training, ONNX for running, in half precision or 8-bit integers."""
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.models.folding import fold_norms
+from unmask.models.quantise import quantise_detector
 from unmask.models.runtime import DetectorRuntime, Runtime, example_inputs, load_runtime
+
+U8 = npt.NDArray[np.uint8]
 
 OPSET = 18
 
@@ -37,16 +42,18 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def export_onnx(runtime: Runtime, path: Path) -> None:
+def export_onnx(runtime: Runtime, path: Path, half: bool = True) -> None:
     """Write a network as ONNX: half precision inside, 8-bit pictures outside, any batch size; the detector also for
     pictures of any size in multiples of 32 px.
 
     Args:
-        runtime: in eval mode and float32; left folded and in half precision.
+        runtime: in eval mode and float32; left folded, and in half precision if `half`.
         path: the file to write.
+        half: half precision, else float32.
     """
     fold_norms(runtime)
-    runtime.half()
+    if half:
+        runtime.half()
     inputs = example_inputs(runtime)
     shape: dict[int, object] = {0: torch.export.Dim("batch", min=1, max=64)}
     if isinstance(runtime, DetectorRuntime):
@@ -76,9 +83,23 @@ def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def ship(name: str, state: dict[str, Tensor], folder: Path) -> tuple[Path, Path]:
-    """Write NAME.safetensors and NAME.onnx into a folder. Returns both paths."""
+def ship(
+    name: str, state: dict[str, Tensor], folder: Path, calibration: Iterable[U8] | None = None
+) -> tuple[Path, Path]:
+    """Write NAME.safetensors and NAME.onnx into a folder.
+
+    Args:
+        name: a key of `unmask.models.runtime.RUNTIMES`.
+        state: weights.
+        folder: where to.
+        calibration: for a detector that is to run in 8-bit integers, pictures as for `quantise_detector`.
+
+    Returns:
+        Both paths.
+    """
     weights, network = folder / f"{name}.safetensors", folder / f"{name}.onnx"
     save_weights(state, weights)
-    export_onnx(load_runtime(name, weights), network)
+    export_onnx(load_runtime(name, weights), network, half=calibration is None)
+    if calibration is not None:
+        quantise_detector(network, calibration)
     return weights, network

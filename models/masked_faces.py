@@ -8,6 +8,7 @@ import numpy.typing as npt
 from unmask.models.engine import compile_for_cpu, cpu_precision
 from unmask.models.mediapipe import Detection, merge_overlapping
 from unmask.models.rows import LANDMARKS, cell_centres
+from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -16,6 +17,24 @@ _KINDS: Final = slice(5, 8)
 _POINTS: Final = slice(8, 18)
 _SAME_FACE: Final = 0.4
 """IoU."""
+
+
+class _Network:
+    """A compiled network of one picture, with memory of its own for it: handing over a new array with each picture
+    takes a tenth of a millisecond, as long as a seventh of the landmarker."""
+
+    def __init__(self, model: openvino.CompiledModel) -> None:
+        self._request = model.create_infer_request()
+        self._picture = np.zeros(tuple(model.input(0).shape), np.uint8)
+        self._request.set_input_tensor(openvino.Tensor(self._picture, shared_memory=True))
+        self._output = self._request.get_output_tensor(0).data
+
+    def __call__(self, rgb: U8) -> F32:
+        """(H, W, 3) uint8 to what the network says of it, valid until the next call."""
+        self._picture[0] = rgb
+        self._request.infer()
+        result: F32 = self._output[0]
+        return result
 
 
 class MaskedFaceDetector:
@@ -27,8 +46,7 @@ class MaskedFaceDetector:
     """
 
     def __init__(self, size: tuple[int, int], threads: int = 0) -> None:
-        model = compile_for_cpu("detector.onnx", cpu_precision(), threads, size)
-        self._request = model.create_infer_request()
+        self._rows = _Network(compile_for_cpu("detector.onnx", cpu_precision(), threads, size))
         self._centres = cell_centres(*size)
 
     def __call__(self, rgb: U8, min_score: float = 0.5) -> list[Detection]:
@@ -42,8 +60,7 @@ class MaskedFaceDetector:
             Detections, best first. Their five keypoints are the eyes, the tip of the nose and the corners of the mouth,
             each first on the person's right.
         """
-        self._request.infer([np.ascontiguousarray(rgb[None])], share_inputs=True)
-        rows = self._request.get_output_tensor(0).data[0]
+        rows = self._rows(rgb)
         keep = np.flatnonzero(rows[:, 0] >= min_score)
         if not len(keep):
             return []
@@ -75,7 +92,7 @@ class FaceLandmarker:
 
     def __init__(self, threads: int = 1, precision: Literal["bf16", "f32"] | None = None) -> None:
         precision = precision or cpu_precision()
-        self._request = compile_for_cpu("landmarker.onnx", precision, threads).create_infer_request()
+        self._points = _Network(compile_for_cpu("landmarker.onnx", precision, threads))
 
     def __call__(self, roi_rgb: U8) -> tuple[F32, float]:
         """Find the points of one face.
@@ -88,6 +105,5 @@ class FaceLandmarker:
             (468, 3) float32: x, y in px of `roi_rgb`, z (towards the camera is negative) on the same scale; and how
             likely it is that there is a face, and that it is where these points are, 0..1.
         """
-        self._request.infer([np.ascontiguousarray(roi_rgb[None])], share_inputs=True)
-        out = self._request.get_output_tensor(0).data[0].astype(np.float32)
+        out = self._points(roi_rgb).astype(np.float32)
         return out[:-1].reshape(LANDMARKS, 3), float(out[-1])

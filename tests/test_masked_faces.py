@@ -1,21 +1,25 @@
 """The detector and the landmarker: data, training, export, and what the shipped ones find."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
 import cv2
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from faces import Portrait
+from safetensors.torch import load_file
 from training_faces import is_validation
 from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UserError
-from unmask.models.engine import compile_for_cpu, weights_file
+from unmask.models.engine import WEIGHTS_VARIABLE, compile_model, openvino_core, weights_file
+from unmask.models.export import ship
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
 from unmask.models.rows import KINDS, LANDMARKER_SIZE, LANDMARKS, STRIDES, cell_centres, overlap
@@ -256,7 +260,8 @@ def test_the_trackers_networks_train_resume_and_ship(name: str, crops: Path, dat
     assert straight["done"] == resumed["done"] == 4
     for weight, value in straight["model"].items():
         torch.testing.assert_close(value, resumed["model"][weight], rtol=0, atol=0)
-    command = ["export", name, str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path)]
+    integers = ["--calibrate", str(data)] if name == "detector" else []
+    command = ["export", name, str(tmp_path / "whole" / "state.pt"), "-o", str(tmp_path), *integers]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert (tmp_path / f"{name}.onnx").stat().st_size < 2.5e6
@@ -297,16 +302,59 @@ def test_a_batch_of_the_detector_can_be_seen(crops: Path, data: Path, tmp_path: 
     assert sheet[30:].std() > 10
 
 
-@pytest.mark.parametrize("size", [WIDE, (160, 160)])
-def test_openvino_agrees_with_pytorch(size: tuple[int, int]) -> None:
-    runtime = load_runtime("detector", weights_file("detector.safetensors"))
-    torch.manual_seed(0)
-    picture = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8)
+def rows_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the detector in use says of a picture under OpenVINO, and its weights under PyTorch."""
     with torch.inference_mode():
-        expected = runtime(picture).numpy()
-    found = compile_for_cpu("detector.onnx", "f32", 1, size).create_infer_request().infer([picture.numpy()])[0]
+        runtime = load_runtime("detector", weights_file("detector.safetensors"))
+        expected = runtime(torch.from_numpy(picture[None])).numpy()[0]
+    request = compile_model(openvino_core().read_model(weights_file("detector.onnx")), "f32", 1, picture.shape[:2])
+    found = request.create_infer_request().infer([picture[None]])[0][0]
     assert found.shape == expected.shape
+    return found, expected
+
+
+@pytest.mark.parametrize("size", [WIDE, (160, 160)])
+def test_openvino_agrees_with_pytorch(size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ship("detector", load_file(weights_file("detector.safetensors")), tmp_path)
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
+    found, expected = rows_of(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [0.25, 0.6])
+def test_in_8_bit_integers_a_face_stays_where_it_is(portrait: Portrait, masked: bool, scale: float) -> None:
+    found, expected = rows_of(on_canvas(portrait.masked if masked else portrait.bare, scale)[0])
+    face = expected[:, 0] > 0.3
+    assert face.any()
+    size = expected[face, 1:5].sum(axis=1, keepdims=True) / 2
+    assert np.abs(found[face, 0] - expected[face, 0]).max() < 0.06
+    assert (np.abs(found[face, 1:5] - expected[face, 1:5]) / size).max() < 0.04
+    assert np.abs(found[face, 5:8] - expected[face, 5:8]).max() < 0.1
+    assert (np.abs(found[face, 8:] - expected[face, 8:]) / size).max() < 0.06
+    assert found[expected[:, 0] < 0.05, 0].max() < 0.2
+
+
+def test_a_detector_ships_in_8_bit_integers(data: Path, tmp_path: Path) -> None:
+    state = load_file(weights_file("detector.safetensors"))
+    pictures = list(itertools.islice(detector.calibration_pictures(TrackerData.open(data)), 3))
+    assert {picture.shape for picture in pictures} == {(384, 640, 3)}
+    _, half = ship("detector", state, tmp_path)
+    size = half.stat().st_size
+    _, network = ship("detector", state, tmp_path, pictures)
+    assert network.stat().st_size < 0.7 * size
+    graph = onnx.load(network).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    whole = [w for w in weights.values() if len(w.dims) == 4 and w.data_type == onnx.TensorProto.INT8]
+    assert len(whole) >= 20
+    assert onnx.load(weights_file("detector.onnx")).graph.node[0].op_type == graph.node[0].op_type
+
+
+@pytest.mark.parametrize("network", ["segmenter", "inpainter", "landmarker"])
+def test_only_the_detector_ships_in_8_bit_integers(network: str, data: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", network, "x.pt", "-o", str(tmp_path), "--calibrate", str(data)])
+    assert isinstance(result.exception, UserError)
+    assert "only the detector" in str(result.exception)
 
 
 def on_canvas(rgb: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

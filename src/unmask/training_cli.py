@@ -11,6 +11,10 @@ from unmask.errors import UnmaskError, UserError
 from unmask.progress import counting, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
     from unmask.train.config import Recipe
@@ -26,7 +30,7 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 def _need_training_packages() -> None:
     missing = [
         name
-        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
+        for name in ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "mlflow", "kornia", "optuna")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
@@ -335,6 +339,12 @@ def export(
     network: Annotated[str, typer.Argument(metavar="segmenter|inpainter|detector|landmarker")],
     checkpoints: Annotated[list[Path], typer.Argument(metavar="STATE.pt...", help="Checkpoints of training runs.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where both files are written.")],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Detector: in 8-bit integers, for pictures like those that `unmask data tracker` wrote."
+        ),
+    ] = None,
 ) -> None:
     """Write the averaged weights of a run as NAME.safetensors and NAME.onnx.
 
@@ -348,8 +358,18 @@ def export(
         raise UserError(f"unknown network '{network}': use {', '.join(RUNTIMES)}")
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
-    for path in ship(network, mean_of([_averaged_weights(network, checkpoint) for checkpoint in checkpoints]), output):
+    if calibrate is not None and network != "detector":
+        raise UserError(f"--calibrate: only the detector runs in 8-bit integers; leave it out for the {network}")
+    state = mean_of([_averaged_weights(network, checkpoint) for checkpoint in checkpoints])
+    for path in ship(network, state, output, None if calibrate is None else _calibration(calibrate)):
         print(path)
+
+
+def _calibration(folder: Path) -> "Iterator[npt.NDArray[np.uint8]]":
+    from unmask.train.detector import calibration_pictures
+    from unmask.train.tracker_data import TrackerData
+
+    return calibration_pictures(TrackerData.open(folder))
 
 
 def _averaged_weights(network: str, checkpoint: Path) -> "dict[str, Tensor]":
