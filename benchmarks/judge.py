@@ -1,9 +1,11 @@
 """Fits what `unmask.stream.masked_finder` believes of a face: the weights `_FACE` and `_PLACED`.
 
-    python benchmarks/judge.py --scenes SCENES
+    python benchmarks/judge.py --scenes SCENES [--tracker data/tracker]
 
 Two logistic regressions over what the finder measures in training scenes with labelled boxes, to be run again whenever
-the detector or the landmarker has new weights. The validation third of the scenes is not looked at.
+the detector or the landmarker has new weights. The validation third of the scenes is not looked at. What the border of
+the frame cuts off counts for itself, since few labelled faces are: its weight is fitted with the others as they are, in
+the same scenes with drawn faces (of a folder that `unmask data tracker` wrote) pasted across the border.
 """
 
 import argparse
@@ -18,15 +20,17 @@ import numpy.typing as npt
 
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import roi_from_detection
-from unmask.models.rows import overlap
+from unmask.models.rows import POINTS, overlap
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import box_centre, box_size, points_box
 from unmask.stream.frame import Frame, Layout
-from unmask.stream.masked_finder import MaskedFinder
+from unmask.stream.masked_finder import _FACE, _PLACED, MaskedFinder
 from unmask.stream.stages.track import distinct
 from unmask.train.data import read_rgb
-from unmask.train.tracker_data import is_validation_scene, read_boxes
+from unmask.train.detector import Picture, paste_faces
+from unmask.train.tracker_data import TrackerData, _Label, is_validation_scene, read_boxes
 
+U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
@@ -39,6 +43,11 @@ AWAY: Final = 0.08
 """Mean distance up to which points are back on the face, in sizes of the face; from twice that on they are not."""
 DETECTOR: Final = 1
 """Column of the detector's odds. It is sure of a face wherever the points are, so `_PLACED` does without."""
+BEYOND: Final = -1
+"""Column of what lies beyond the border of the frame."""
+PASTED: Final = 4
+ACROSS: Final = 0.75
+"""How many drawn faces a scene gets, and how many of them the border cuts off."""
 PUSHES: Final = 4
 """How often each face's points are pushed off it."""
 
@@ -98,6 +107,15 @@ def fitted(x: F64, y: npt.NDArray[np.bool_], strength: float = 1.0) -> F64:
     return weights
 
 
+def fitted_last(x: F64, y: npt.NDArray[np.bool_], weights: F64) -> float:
+    """The weight of the last column, with those of the others as they are."""
+    given, weight = x[:, :-1] @ weights[:-1], 0.0
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(given + weight * x[:, -1], -30, 30)))
+        weight -= float(x[:, -1] @ (p - y) / max((p * (1 - p)) @ x[:, -1] ** 2, 1e-9))
+    return weight
+
+
 def report(name: str, rows: list[tuple[F64, bool]], used: npt.NDArray[np.bool_]) -> None:
     x, label = np.array([row * used for row, _ in rows]), np.array([y for _, y in rows])
     weights = fitted(x, label)
@@ -109,26 +127,61 @@ def report(name: str, rows: list[tuple[F64, bool]], used: npt.NDArray[np.bool_])
     print("  ", [round(float(w), 2) for w in weights], flush=True)
 
 
+def report_beyond(
+    scenes: Path, names: list[tuple[str, list[_Label]]], drawn: TrackerData, rng: np.random.Generator
+) -> None:
+    faces: list[tuple[F64, bool]] = []
+    places: list[tuple[F64, bool]] = []
+    for name, labelled in names:
+        boxes = np.array([box for _, box in labelled], np.float32).reshape(-1, 4)
+        unknown = np.full((len(boxes), POINTS, 2), np.nan, np.float32)
+        scene = Picture(read_rgb(scenes / name), boxes, np.zeros(len(boxes), np.int64), unknown)
+        picture = paste_faces(scene, drawn, PASTED, rng, ACROSS)
+        finder, frame = shown(picture.rgb)
+        faces += evidence_of_proposals(finder, frame, picture.boxes)
+        places += evidence_of_pushes(finder, frame, picture.boxes, rng)
+    for title, rows, weights in (("_FACE", faces, _FACE), ("_PLACED", places, _PLACED)):
+        x, y = np.array([row for row, _ in rows]), np.array([label for _, label in rows])
+        weight = fitted_last(x, y, weights)
+        print(f"{title}, what lies beyond the frame: {weight:.1f}")
+        for low, high in ((0.0, 0.2), (0.2, 0.35), (0.35, 0.5), (0.5, 0.8)):
+            part = (x[:, -1] > low) & (x[:, -1] <= high)
+            before = x[part][:, :-1] @ weights[:-1]
+            odds = {"0": before, "as it is": x[part] @ weights, "fitted": before + weight * x[part][:, -1]}
+            for how, values in odds.items():
+                kept, wrong = (values[y[part]] > 0).mean(), (values[~y[part]] > 0).mean()
+                print(
+                    f"  {low} to {high}, {how}: {kept:.2f} of {y[part].sum()}, {wrong:.2f} of {(~y[part]).sum()} false"
+                )
+
+
+def shown(rgb: U8) -> tuple[MaskedFinder, Frame]:
+    layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
+    return MaskedFinder(layout, Canvas(layout)), Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="folder with pictures and boxes.csv")
     parser.add_argument("--limit", type=int, default=10_000, help="scenes at most")
+    parser.add_argument("--tracker", type=Path, help="folder that `unmask data tracker` wrote")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     faces: list[tuple[F64, bool]] = []
     places: list[tuple[F64, bool]] = []
     names = [(n, b) for n, b in sorted(read_boxes(arguments.scenes).items()) if not is_validation_scene(n)]
     for name, labelled in names[: arguments.limit]:
-        rgb, boxes = read_rgb(arguments.scenes / name), np.array([box for _, box in labelled], np.float32)
-        layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
-        finder = MaskedFinder(layout, Canvas(layout))
-        frame = Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
+        boxes = np.array([box for _, box in labelled], np.float32)
+        finder, frame = shown(read_rgb(arguments.scenes / name))
         faces += evidence_of_proposals(finder, frame, boxes)
         places += evidence_of_pushes(finder, frame, boxes, rng)
     everything = np.ones(len(faces[0][0]), bool)
+    everything[BEYOND] = False
     report("_FACE", faces, everything)
     everything[DETECTOR] = False
     report("_PLACED", places, everything)
+    if arguments.tracker is not None:
+        report_beyond(arguments.scenes, names[: arguments.limit], TrackerData.open(arguments.tracker), rng)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ _SAME_PLACE: Final = 0.4
 # in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
 # and followed from there: are they back on the face? The detector is sure of a face whether they are or not. Fitted by
 # benchmarks/judge.py; with later networks it found others that separate faces from the rest equally well.
-_FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15])
-_PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83])
+_FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15, 6.0])
+_PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83, 7.2])
 
 
 class MaskedFinder(Finder):
@@ -121,7 +121,7 @@ class MaskedFinder(Finder):
         return judge(landmarks_px, evidence)._replace(again_px=again_px, box_px=seen.box_px if seen else None)
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
-        """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (6,) float64."""
+        """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (7,) float64."""
         return self._looked(frame, landmarks_px)[0]
 
     def _looked(self, frame: Frame, landmarks_px: F32) -> tuple[F64, F32, Detection | None]:
@@ -138,7 +138,14 @@ class MaskedFinder(Finder):
         again, likely = self._points(frame, roi)
         shift = _apart(again[:, :2], landmarks_px[:, :2], size)
         errors = place, size_error(landmarks_px, seen, 1.0)
-        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift]), again, seen
+        beyond = self._share_beyond(points_box(landmarks_px))
+        return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift, beyond]), again, seen
+
+    def _share_beyond(self, box: Box) -> float:
+        """How much of a box lies beyond the border of the frame."""
+        low, high = np.asarray(box[:2]), np.asarray(box[2:])
+        seen = np.clip(high, 0, self._extent) - np.clip(low, 0, self._extent)
+        return 1.0 - float(np.prod(seen) / max(np.prod(high - low), 1e-6))
 
 
 def judge(landmarks_px: F32, evidence: F64) -> Sighting:
