@@ -57,6 +57,7 @@ def joined(device: str) -> Iterator[str]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     yield device
     # Not after an error: the others may wait for this process, and torchrun ends them when it is gone.
+    dist.barrier()  # the first one validates and writes, and holds what the others are connected to
     dist.destroy_process_group()
 
 
