@@ -24,7 +24,7 @@ USUAL: Final[Shift] = (0, 0)
 STEP_PX: Final = 38
 """How far a crop is moved, in px of the crop."""
 
-_CUT_SHARE: Final = 0.1
+_CUT_SHARE: Final = 0.06
 """Share of a side on which a mask must reach the border to be cut off there, and not just touch it."""
 
 _BEYOND_PX: Final = 10

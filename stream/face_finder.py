@@ -162,7 +162,15 @@ class Finder(ABC):
                 again_px, _ = self.follow(frame, latest.landmarks_px)
             latest = self.look(frame, again_px)
             best = max(latest, best, key=lambda s: s.score + s.agreement)
-        return best
+        return self._steadied(frame, best)
+
+    def _steadied(self, frame: Frame, sighting: Sighting) -> Sighting:
+        """A sighting with the mean of three looks for its points, which differ a little with where they begin."""
+        if sighting.again_px is None or sighting.score < _HOPELESS:
+            return sighting
+        third_px, _ = self.follow(frame, sighting.again_px)
+        mean_px = (sighting.landmarks_px + sighting.again_px + third_px) / np.float32(3)
+        return sighting._replace(landmarks_px=mean_px)
 
     def appearance(self, frame: Frame, landmarks_px: F32) -> F32:
         """What a head, with its hair and collar, has of each colour: (N,) float32 of unit length, to tell people apart
