@@ -66,6 +66,9 @@ _APPEARANCE_EVERY: Final = 4
 _MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
 
+_MAX_MISSES_IN_DOUBT: Final = 2
+"""The same before a face is no longer given that was in doubt when it was seen last: it has turned away."""
+
 _FORGET_SECONDS: Final = 1.0
 _SEARCH_EVERY_EMPTY: Final = 2
 """Frames between searches while no face is in sight, or one was lost."""
@@ -210,6 +213,7 @@ class Track(Stage):
         movement = likeness.follow(frame) if likeness is not None else None
         if likeness is not None:
             track.restless = track.restless + 1 if movement is None else 0
+            track.glimpse = likeness if movement is None else None
         track.calm = 0 if movement is None else track.calm + 1
         track.quiet = track.quiet and track.calm > 0
         due = _turn(track, frame) % self._networks_every == 0 or self._look_is_due(track, frame)
@@ -231,6 +235,8 @@ class Track(Stage):
                 or self._networks_every == 1
             ):
                 track.likeness = None
+                if track.doubtful and track.trusted and not track.misses:
+                    track.glimpse = Likeness(self._canvas, frame, track.raw_px)
             elif track.likeness is None and (track.restless < _RESTLESS or _turn(track, frame) % _TRY_EVERY == 0):
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
 
@@ -252,7 +258,7 @@ class Track(Stage):
         elif self._may_look(track, around=track.unsure is not None):
             self._look_closely(track, frame, landmarks_px)
         elif track.misses or jumps:
-            track.coast()
+            track.coast(frame)
         else:
             track.advance(landmarks_px, frame.pts_seconds)
 
@@ -279,9 +285,9 @@ class Track(Stage):
         if track.belief(sighting) >= _enough(track):
             self._found(track, sighting, frame)
         elif track.unsure is None:
-            track.miss()
+            track.miss(frame)
         else:
-            track.coast()
+            track.coast(frame)
 
     def _find_again(self, track: FaceTrack, frame: Frame) -> None:
         """Look for a face that was lost."""
@@ -446,7 +452,7 @@ class Track(Stage):
         self._tracks = kept
 
     def _give(self, frame: Frame) -> None:
-        in_sight = [track for track in self._tracks if track.trusted and track.misses <= _MAX_MISSES]
+        in_sight = [track for track in self._tracks if track.trusted and track.misses <= _given_misses(track)]
         in_sight.sort(key=lambda track: -track.crop.scale)
         for position, track in enumerate(in_sight[: self._limit]):
             face = Face(
@@ -475,6 +481,11 @@ def _turn(track: FaceTrack, frame: Frame) -> int:
 def _enough(track: FaceTrack) -> float:
     """The belief that keeps a track."""
     return _KEEP_SCORE if track.proven else _NEW_SCORE
+
+
+def _given_misses(track: FaceTrack) -> int:
+    """How many looks in a row may miss a face that is given all the same."""
+    return _MAX_MISSES if track.score >= _NEW_SCORE else _MAX_MISSES_IN_DOUBT
 
 
 def _on_one_face(a: FaceTrack, b: FaceTrack) -> bool:
