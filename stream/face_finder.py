@@ -165,8 +165,9 @@ class Finder(ABC):
         return self._steadied(frame, best)
 
     def _steadied(self, frame: Frame, sighting: Sighting) -> Sighting:
-        """A sighting with the mean of three looks for its points, which differ a little with where they begin."""
-        if sighting.again_px is None or sighting.score < _HOPELESS:
+        """A sighting, or, where it leaves little doubt, with the mean of three looks for its points, which differ with
+        where they begin."""
+        if sighting.again_px is None or sighting.score < _DOUBT:
             return sighting
         third_px, _ = self.follow(frame, sighting.again_px)
         mean_px = (sighting.landmarks_px + sighting.again_px + third_px) / np.float32(3)

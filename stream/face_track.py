@@ -7,7 +7,7 @@ import numpy as np
 
 from unmask.models.geometry import CropPose, crop_pose, transform_points
 from unmask.stream.face_finder import Box, Sighting, box_size, points_box
-from unmask.stream.frame import F32, F64, Frame
+from unmask.stream.frame import F32, F64
 from unmask.stream.likeness import Likeness
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
 
@@ -63,7 +63,6 @@ class FaceTrack:
         size_px: usual size of the face. In profile the mesh is prone to shrink.
         fresh: True until the face has been given once since it was found, or found again elsewhere.
         likeness: how it looked when networks last looked at it; None where it has not kept still since.
-        glimpse: the same of a face in doubt, to go on with where it is not found in the next frames.
         still: True where it has only been moved along since the frame before.
         quiet: True where it has kept still since the last close look.
         calm: frames in a row in which it has kept still.
@@ -90,7 +89,6 @@ class FaceTrack:
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
         self.found_in_a_row = 1
         self.likeness: Likeness | None = None
-        self.glimpse: Likeness | None = None
         self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
         self._posed = self.raw_px, crop_pose(self.raw_px)
         self.landmarks_px, self.crop = self._posed
@@ -134,23 +132,14 @@ class FaceTrack:
         ratio = box_size(points_box(sighting.landmarks_px)) / self.size_px
         return score * math.exp(-((math.log(ratio) / _SIZE_TOLERANCE) ** 2))
 
-    def miss(self, frame: Frame) -> None:
+    def miss(self) -> None:
         """Note that a close look has not found the face."""
         self.misses += 1
         self.found_in_a_row = 0
-        self.coast(frame)
+        self.coast()
 
-    def coast(self, frame: Frame) -> None:
-        """Go on unseen for a frame: with what was seen there, or, where that cannot be made out, as the face did, ever
-        more slowly."""
-        movement = None if self.glimpse is None else self.glimpse.drift(frame)
-        if movement is not None:
-            self._carry(movement, frame.pts_seconds)
-        else:
-            self.glimpse = None
-            self._go_on()
-
-    def _go_on(self) -> None:
+    def coast(self) -> None:
+        """Go on unseen for a frame: as the face did, ever more slowly."""
         self.raw_px, self.landmarks_px = self._ahead(self.raw_px), self._ahead(self.landmarks_px)
         x, y = self._step
         self.crop = self.crop._replace(x=self.crop.x + x, y=self.crop.y + y)
@@ -164,16 +153,13 @@ class FaceTrack:
             movement: (2, 3) float64, a similarity from px of the frame before to px of this one.
             seconds: presentation time.
         """
-        self._carry(movement, seconds)
-        self.still, self.seen_seconds = True, seconds
-
-    def _carry(self, movement: F64, seconds: float) -> None:
         self.raw_px, self.landmarks_px = _carried(self.raw_px, movement), _carried(self.landmarks_px, movement)
         before = self.crop
         self.crop, self._pose = _carried_pose(self.crop, movement), _carried_pose(self._pose, movement)
         self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
         self._filtered_crop.carry(_vector(self._pose), _vector(self.crop), seconds)
         self._filtered_points.carry(self.raw_px.astype(np.float64), self.landmarks_px.astype(np.float64), seconds)
+        self.still, self.seen_seconds = True, seconds
 
     def _ahead(self, landmarks_px: F32) -> F32:
         ahead = landmarks_px.copy()

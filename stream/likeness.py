@@ -20,10 +20,6 @@ _AGREES_PX: Final = 0.7
 _AGREE: Final = 0.7
 """So many of the features, as a share, must move as one similarity says, to within `_AGREES_PX`."""
 
-_DRIFT_AGREES_PX: Final = 2.0
-_DRIFT_AGREE: Final = 0.35
-"""The same for what is no longer found: it turns, and something else may move behind it."""
-
 _BELOW_PX: Final = 20
 """How far below the face change counts, too: a mask may hang under the chin. The face is 128 px high here."""
 
@@ -76,17 +72,7 @@ class Likeness:
         self._moved = compose(inverse_affine(view_from_frame), compose(in_view, self._view_from_frame))
         return compose(self._moved, inverse_affine(before))
 
-    def drift(self, frame: Frame) -> F64 | None:
-        """Where what was seen there has moved to, however it looks now: as `follow`, for a face that is not found."""
-        view_from_frame = compose(self._view_from_frame, inverse_affine(self._moved))
-        in_view = self._movement(self._canvas.grey(frame, view_from_frame, MESH_SIZE), _DRIFT_AGREES_PX, _DRIFT_AGREE)
-        if in_view is None:
-            return None
-        before = self._moved
-        self._moved = compose(inverse_affine(view_from_frame), compose(in_view, self._view_from_frame))
-        return compose(self._moved, inverse_affine(before))
-
-    def _movement(self, now: U8, agrees_px: float = _AGREES_PX, agree: float = _AGREE) -> F64 | None:
+    def _movement(self, now: U8) -> F64 | None:
         """The similarity (2, 3) from the view at first to the one of now."""
         if len(self._features) < _FEWEST_FEATURES:
             return None
@@ -104,9 +90,9 @@ class Likeness:
         if np.count_nonzero(seen) < _FEWEST_FEATURES:
             return None
         matrix, agreeing = cv2.estimateAffinePartial2D(
-            self._features[seen], after[seen], method=cv2.RANSAC, ransacReprojThreshold=agrees_px
+            self._features[seen], after[seen], method=cv2.RANSAC, ransacReprojThreshold=_AGREES_PX
         )
-        if matrix is None or agreeing.mean() < agree:
+        if matrix is None or agreeing.mean() < _AGREE:
             return None
         return np.asarray(matrix, np.float64)
 

@@ -67,7 +67,8 @@ _MAX_MISSES: Final = 5
 """A face is still given in so many frames in a row in which a close look did not find it: blur, a hand passing by."""
 
 _MAX_MISSES_IN_DOUBT: Final = 2
-"""The same before a face is no longer given that was in doubt when it was seen last: it has turned away."""
+"""The same for a face that had been beyond doubt and was in doubt when it was seen last: it has turned away. Points
+that slip leave doubt that says nothing."""
 
 _FORGET_SECONDS: Final = 1.0
 _SEARCH_EVERY_EMPTY: Final = 2
@@ -213,7 +214,6 @@ class Track(Stage):
         movement = likeness.follow(frame) if likeness is not None else None
         if likeness is not None:
             track.restless = track.restless + 1 if movement is None else 0
-            track.glimpse = likeness if movement is None else None
         track.calm = 0 if movement is None else track.calm + 1
         track.quiet = track.quiet and track.calm > 0
         due = _turn(track, frame) % self._networks_every == 0 or self._look_is_due(track, frame)
@@ -235,8 +235,6 @@ class Track(Stage):
                 or self._networks_every == 1
             ):
                 track.likeness = None
-                if track.doubtful and track.trusted and not track.misses:
-                    track.glimpse = Likeness(self._canvas, frame, track.raw_px)
             elif track.likeness is None and (track.restless < _RESTLESS or _turn(track, frame) % _TRY_EVERY == 0):
                 track.likeness = Likeness(self._canvas, frame, track.raw_px)
 
@@ -258,7 +256,7 @@ class Track(Stage):
         elif self._may_look(track, around=track.unsure is not None):
             self._look_closely(track, frame, landmarks_px)
         elif track.misses or jumps:
-            track.coast(frame)
+            track.coast()
         else:
             track.advance(landmarks_px, frame.pts_seconds)
 
@@ -285,9 +283,9 @@ class Track(Stage):
         if track.belief(sighting) >= _enough(track):
             self._found(track, sighting, frame)
         elif track.unsure is None:
-            track.miss(frame)
+            track.miss()
         else:
-            track.coast(frame)
+            track.coast()
 
     def _find_again(self, track: FaceTrack, frame: Frame) -> None:
         """Look for a face that was lost."""
@@ -451,8 +449,13 @@ class Track(Stage):
             kept.append(track)
         self._tracks = kept
 
+    def _given_misses(self, track: FaceTrack) -> int:
+        """How many looks in a row may miss a face that is given all the same."""
+        turns_away = track.proven and track.score < _NEW_SCORE and not self._finder.slips
+        return _MAX_MISSES_IN_DOUBT if turns_away else _MAX_MISSES
+
     def _give(self, frame: Frame) -> None:
-        in_sight = [track for track in self._tracks if track.trusted and track.misses <= _given_misses(track)]
+        in_sight = [track for track in self._tracks if track.trusted and track.misses <= self._given_misses(track)]
         in_sight.sort(key=lambda track: -track.crop.scale)
         for position, track in enumerate(in_sight[: self._limit]):
             face = Face(
@@ -481,11 +484,6 @@ def _turn(track: FaceTrack, frame: Frame) -> int:
 def _enough(track: FaceTrack) -> float:
     """The belief that keeps a track."""
     return _KEEP_SCORE if track.proven else _NEW_SCORE
-
-
-def _given_misses(track: FaceTrack) -> int:
-    """How many looks in a row may miss a face that is given all the same."""
-    return _MAX_MISSES if track.score >= _NEW_SCORE else _MAX_MISSES_IN_DOUBT
 
 
 def _on_one_face(a: FaceTrack, b: FaceTrack) -> bool:
