@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane, residuals
 
-_CRISPER: Final = 1.05
+_CRISPER: Final = 0.75
 """Lines are drawn in their place and too faint: what a pixel differs from the mean of its 3x3 px by is made larger by
-this share, which costs a hundredth or two of LPIPS (docs/experiments.md)."""
+this share, which costs a hundredth of LPIPS (docs/experiments.md)."""
 
-_SOFTER: Final = 1.0
-"""The outermost hidden pixel is drawn towards the same mean by this share, 1 for the mean itself: there the painted
-meets the seen."""
+_SOFTER: Final = 0.5
+"""The outermost hidden pixel is drawn towards the same mean by this share: there the painted meets the seen."""
 
 
 @dataclass(frozen=True, slots=True)

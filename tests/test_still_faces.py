@@ -91,9 +91,10 @@ def test_a_change_is_seen(portrait: Portrait, change: str) -> None:
 def test_a_face_in_doubt_that_is_gone_is_given_up_earlier(portrait: Portrait, score: float, given: int) -> None:
     stage = Track(max_faces=1)
     camera = Camera(stage)
-    for _ in range(12):
-        camera.show(picture(portrait.masked, PLACE))
+    for index in range(30):
+        camera.show(picture(portrait.masked, placed(320 + 4 * (index % 2), 240, 0.8, 0.05 * (index % 3))))
     (track,) = stage._tracks
+    assert track.proven
     track.score = score
     nobody = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     assert [len(camera.show(nobody)) for _ in range(given + 2)] == [1] * given + [0, 0]
