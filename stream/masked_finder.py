@@ -62,7 +62,8 @@ _SAME_PLACE: Final = 0.4
 # in size; log odds of the landmarker, and how far it moves the points when it looks again. The first one over proposals
 # in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
 # and followed from there: are they back on the face? The detector is sure of a face whether they are or not. Fitted by
-# benchmarks/judge.py; with later networks it found others that separate faces from the rest equally well.
+# benchmarks/judge.py; with later networks it found others that separate faces from the rest equally well. The last
+# weights, of what lies beyond the border of the frame, came later; fitted, the first would be 16 and believe too much.
 _FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15, 6.0])
 _PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83, 7.2])
 

@@ -350,7 +350,8 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
 
 
 def calibration_pictures(data: TrackerData) -> Iterator[U8]:
-    """(S, S, 3) uint8 RGB pictures as in training, always the same: what `unmask.models.quantise` shows a detector."""
+    """(384, 640, 3) uint8 RGB parts of training scenes, always the same: what `unmask.models.quantise` shows a
+    detector."""
     for seed in range(_CALIBRATION_PICTURES):
         yield draw_scene(data, _CALIBRATION_SIZE, np.random.default_rng(seed)).rgb
 
