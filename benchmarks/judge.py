@@ -9,7 +9,7 @@ the same scenes with drawn faces (of a folder that `unmask data tracker` wrote) 
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
@@ -28,11 +28,12 @@ from unmask.stream.masked_finder import _FACE, _PLACED, MaskedFinder
 from unmask.stream.stages.track import distinct
 from unmask.train.data import read_rgb
 from unmask.train.detector import Picture, paste_faces
-from unmask.train.tracker_data import TrackerData, _Label, is_validation_scene, read_boxes
+from unmask.train.tracker_data import TrackerData, is_validation_scene, read_boxes
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Rows = list[tuple[F64, bool]]
 
 SMALLEST: Final = 24.0
 FACE: Final = 0.4
@@ -116,7 +117,7 @@ def fitted_last(x: F64, y: npt.NDArray[np.bool_], weights: F64) -> float:
     return weight
 
 
-def report(name: str, rows: list[tuple[F64, bool]], used: npt.NDArray[np.bool_]) -> None:
+def report(name: str, rows: Rows, used: npt.NDArray[np.bool_]) -> None:
     x, label = np.array([row * used for row, _ in rows]), np.array([y for _, y in rows])
     weights = fitted(x, label)
     odds = x @ weights
@@ -127,19 +128,27 @@ def report(name: str, rows: list[tuple[F64, bool]], used: npt.NDArray[np.bool_])
     print("  ", [round(float(w), 2) for w in weights], flush=True)
 
 
-def report_beyond(
-    scenes: Path, names: list[tuple[str, list[_Label]]], drawn: TrackerData, rng: np.random.Generator
-) -> None:
-    faces: list[tuple[F64, bool]] = []
-    places: list[tuple[F64, bool]] = []
-    for name, labelled in names:
-        boxes = np.array([box for _, box in labelled], np.float32).reshape(-1, 4)
-        unknown = np.full((len(boxes), POINTS, 2), np.nan, np.float32)
-        scene = Picture(read_rgb(scenes / name), boxes, np.zeros(len(boxes), np.int64), unknown)
-        picture = paste_faces(scene, drawn, PASTED, rng, ACROSS)
-        finder, frame = shown(picture.rgb)
-        faces += evidence_of_proposals(finder, frame, picture.boxes)
-        places += evidence_of_pushes(finder, frame, picture.boxes, rng)
+def gathered(pictures: Iterable[tuple[U8, F32]], rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """What is measured in pictures with labelled boxes (N, 4) px, for `_FACE` and for `_PLACED`."""
+    faces: Rows = []
+    places: Rows = []
+    for rgb, boxes in pictures:
+        layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
+        finder = MaskedFinder(layout, Canvas(layout))
+        frame = Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
+        faces += evidence_of_proposals(finder, frame, boxes)
+        places += evidence_of_pushes(finder, frame, boxes, rng)
+    return faces, places
+
+
+def with_pasted(rgb: U8, boxes: F32, drawn: TrackerData, rng: np.random.Generator) -> tuple[U8, F32]:
+    """A picture and its labelled boxes with drawn faces pasted into it, most of them across its border."""
+    unknown = np.full((len(boxes), POINTS, 2), np.nan, np.float32)
+    picture = paste_faces(Picture(rgb, boxes, np.zeros(len(boxes), np.int64), unknown), drawn, PASTED, rng, ACROSS)
+    return picture.rgb, picture.boxes
+
+
+def report_beyond(faces: Rows, places: Rows) -> None:
     for title, rows, weights in (("_FACE", faces, _FACE), ("_PLACED", places, _PLACED)):
         x, y = np.array([row for row, _ in rows]), np.array([label for _, label in rows])
         weight = fitted_last(x, y, weights)
@@ -155,11 +164,6 @@ def report_beyond(
                 )
 
 
-def shown(rgb: U8) -> tuple[MaskedFinder, Frame]:
-    layout = Layout(rgb.shape[1], rgb.shape[0], "rgb24")
-    return MaskedFinder(layout, Canvas(layout)), Frame(0, 0, Fraction(1), layout, rgb.reshape(-1), 0)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="folder with pictures and boxes.csv")
@@ -167,21 +171,21 @@ def main() -> None:
     parser.add_argument("--tracker", type=Path, help="folder that `unmask data tracker` wrote")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    faces: list[tuple[F64, bool]] = []
-    places: list[tuple[F64, bool]] = []
-    names = [(n, b) for n, b in sorted(read_boxes(arguments.scenes).items()) if not is_validation_scene(n)]
-    for name, labelled in names[: arguments.limit]:
-        boxes = np.array([box for _, box in labelled], np.float32)
-        finder, frame = shown(read_rgb(arguments.scenes / name))
-        faces += evidence_of_proposals(finder, frame, boxes)
-        places += evidence_of_pushes(finder, frame, boxes, rng)
+    labels = read_boxes(arguments.scenes)
+    names = [name for name in sorted(labels) if not is_validation_scene(name)]
+    scenes = [
+        (read_rgb(arguments.scenes / name), np.array([box for _, box in labels[name]], np.float32).reshape(-1, 4))
+        for name in names[: arguments.limit]
+    ]
+    faces, places = gathered(scenes, rng)
     everything = np.ones(len(faces[0][0]), bool)
     everything[BEYOND] = False
     report("_FACE", faces, everything)
     everything[DETECTOR] = False
     report("_PLACED", places, everything)
     if arguments.tracker is not None:
-        report_beyond(arguments.scenes, names[: arguments.limit], TrackerData.open(arguments.tracker), rng)
+        drawn = TrackerData.open(arguments.tracker)
+        report_beyond(*gathered((with_pasted(rgb, boxes, drawn, rng) for rgb, boxes in scenes), rng))
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ class MaskedFinder(Finder):
 
     def _looked(self, frame: Frame, landmarks_px: F32) -> tuple[F64, F32, Detection | None]:
         """The same, the points as the landmarker places them when it looks again, and what the detector found there."""
-        middle, size = box_centre(points_box(landmarks_px)), box_size(points_box(landmarks_px))
-        roi = roi_from_landmarks(landmarks_px)
+        box, roi = points_box(landmarks_px), roi_from_landmarks(landmarks_px)
+        middle, size = box_centre(box), box_size(box)
         view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)
         about = [d for d in found if is_about(d.box_px, middle, size)]
@@ -139,7 +139,7 @@ class MaskedFinder(Finder):
         again, likely = self._points(frame, roi)
         shift = _apart(again[:, :2], landmarks_px[:, :2], size)
         errors = place, size_error(landmarks_px, seen, 1.0)
-        beyond = self._share_beyond(points_box(landmarks_px))
+        beyond = self._share_beyond(box)
         return np.array([1.0, log_odds(score_of(seen)), *errors, log_odds(likely), shift, beyond]), again, seen
 
     def _share_beyond(self, box: Box) -> float:
