@@ -21,6 +21,9 @@ _SMOOTH_PX: Final = 0.85
 _HOLE_SHARE: Final = 0.15
 """Holes up to this share of a mask are prints, valves or folds on it."""
 
+_BODY: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+"""What is narrower is no part of a mask's body: between ear loops and mask lies the cheek, which is no hole."""
+
 
 def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], smallest_px: int = 1) -> U8:
     """Where mask is: what is likely and hangs together with something sure (hysteresis thresholding, Canny 1986,
@@ -47,8 +50,9 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
 
 
 def _without_holes(region: U8) -> U8:
-    """The region and the small holes that it surrounds, written into it."""
-    outlines, levels = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    """The region and the small holes that its body surrounds, written into it."""
+    body = cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY)
+    outlines, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     most = _HOLE_SHARE * cv2.countNonZero(region)
     for outline, (_, _, _, around) in zip(outlines, levels[0] if outlines else (), strict=True):
         if around >= 0 and cv2.contourArea(outline) < most:

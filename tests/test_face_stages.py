@@ -373,19 +373,28 @@ def test_mask_region_takes_in_what_hangs_together_with_something_sure() -> None:
 
 
 def test_mask_region_fills_holes_smooths_its_border_and_leaves_what_is_certainly_no_mask() -> None:
-    probability = np.zeros((64, 64), np.uint8)
-    probability[10:50, 10:50] = 230
-    probability[20:28, 20:28] = 0  # a print, a valve
-    probability[30, 10:50] = 24  # a thin rim in front, to both borders
-    probability[10, 20] = 30  # a notch
-    probability[40, 50] = 40  # where the border fades
+    probability = np.zeros((128, 128), np.uint8)
+    probability[20:100, 20:100] = 230
+    probability[36:50, 40:56] = 0  # a print, a valve
+    probability[60, 20:100] = 24  # a thin rim in front, to both borders
+    probability[20, 40] = 30  # a notch
+    probability[80, 100] = 40  # where the border fades
     region = mask_region(probability)
-    assert (region[20:28, 20:28] == 255).all()
-    assert not region[30].any()
-    assert region[10, 20] == 255
-    assert region[40, 50] == 255
-    probability[12:48, 12:48] = 0
-    assert not mask_region(probability)[12:48, 12:48].any(), "too large for a hole"
+    assert (region[36:50, 40:56] == 255).all()
+    assert not region[60].any()
+    assert region[20, 40] == 255
+    assert region[80, 100] == 255
+    probability[24:96, 24:96] = 0
+    assert not mask_region(probability)[24:96, 24:96].any(), "too large for a hole"
+
+
+def test_the_cheek_between_ear_loop_and_mask_is_no_hole() -> None:
+    probability = np.zeros((64, 64), np.uint8)
+    probability[10:50, 10:40] = 230
+    cv2.ellipse(probability, (40, 30), (12, 9), 0, -90, 90, 230, 3)
+    region = mask_region(probability)
+    assert region[30, 52] == 255, "the loop"
+    assert not region[26:34, 42:48].any()
 
 
 # --- what was found and painted stays while the face keeps still ------------------------------------------------------

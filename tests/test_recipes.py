@@ -30,6 +30,7 @@ from unmask.train import losses, pins
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Augmentation, Loss, Optimizer, Phase, Recipe, Split, load_recipe, with_value
 from unmask.train.data import FaceCrops
+from unmask.train.dlib_face import DlibFace
 from unmask.train.evaluate_run import evaluate_run
 from unmask.train.identity import FaceEmbedding
 from unmask.train.instruments import Instruments
@@ -487,6 +488,50 @@ def test_embeddings_come_from_torchscript_too(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="no network that embeds faces"):
             FaceEmbedding(tmp_path / name)
+
+
+def write_dlib_face(path: Path) -> Path:
+    """A file as dlib writes its face recognition network, with small random weights."""
+    rng = np.random.default_rng(0)
+
+    def whole(number: int) -> bytes:
+        content = number.to_bytes((number.bit_length() + 7) // 8, "little")
+        return bytes([len(content)]) + content
+
+    def layer(name: bytes, *shape: int) -> bytes:
+        values = rng.normal(0, np.prod(shape) ** -0.25, shape).astype("<f4")
+        sizes = (*shape, 1, 1, 1, 1)[:4]
+        return bytes([len(name)]) + name + b"\x01\x02" + b"".join(map(whole, sizes)) + values.tobytes() + b"relu"
+
+    parts = [b"\x01\x01loss_metric_2"]
+    channels, convolutions = 3, [(32, 7)]
+    for width, blocks in ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1)):
+        convolutions += [(width, 3)] * (2 * blocks)
+    for width, side in convolutions:
+        parts += [layer(b"con_4", width * channels * side**2 + width), layer(b"affine_", 2 * width)]
+        channels = width
+    parts.append(layer(b"fc_2" + whole(128) + whole(256), 256, 128).replace(b"\x09fc_2", b"\x04fc_2", 1))
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_embeddings_come_from_dlib_too(tmp_path: Path) -> None:
+    network = DlibFace(write_dlib_face(tmp_path / "dlib.dat"))
+    embedding = FaceEmbedding(tmp_path / "dlib.dat")
+    faces = pictures(256)[0].requires_grad_()
+    assert embedding(faces).shape == (len(faces), 128)
+    distance = embedding.distance(faces, faces.detach().flip(0))
+    distance.backward()  # type: ignore[no-untyped-call]
+    assert distance > 0
+    assert faces.grad is not None
+    assert faces.grad[..., 60:220, 60:200].abs().mean() > 0
+    assert not faces.grad[..., :40, :].any(), "above what dlib's cut of a face holds"
+    assert embedding.distance(faces, faces) == 0
+    assert network(torch.zeros(1, 3, 150, 150)).isfinite().all()
+    broken = (tmp_path / "dlib.dat").read_bytes().replace(b"affine_", b"bn_con_")
+    (tmp_path / "broken.dat").write_bytes(broken)
+    with pytest.raises(UserError, match=r"not dlib's face recognition network"):
+        FaceEmbedding(tmp_path / "broken.dat")
 
 
 @pytest.mark.shared

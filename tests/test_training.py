@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
-from unmask.models.engine import OpenVinoEngine, choose, load
+from unmask.models.engine import OpenVinoEngine, choose, load, weights_file
 from unmask.models.export import mean_of
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import STEP_PX, USUAL
@@ -35,7 +35,7 @@ from unmask.train.evaluate import (
 from unmask.train.glasses import Glasses, wear_glasses
 from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.objectives import random_windows, windows
-from unmask.train.pseudo import PseudoLabels
+from unmask.train.pseudo import PseudoLabels, loops_of
 from unmask.train.registry import trainer_of
 from unmask.train.symmetry import MIRRORED, mirror
 
@@ -175,6 +175,61 @@ def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path:
     real = msgspec.structs.replace(recipe("segmenter", crops, tmp_path), real=str(labels))
     trainer_of(real).fit()
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def test_a_teacher_rules_but_where_a_label_is_narrow() -> None:
+    taught = torch.zeros(1, 1, 256, 256)
+    taught[..., 100:200, 100:150] = 0.8
+    label, known = torch.zeros(2, 1, 1, 256, 256)
+    label[..., 120:220, 100:150] = 1
+    label[..., 120:126, 150:200] = 1  # an ear loop
+    label[..., 160:163, 100:150] = 0  # a rim of glasses
+    known[..., 60:170, :] = 1
+    wanted, weight = segmenter.as_taught(taught, label, known)
+    assert (wanted[..., 120:126, 156:200] == 1).all()
+    assert (weight[..., 120:126, 156:200] > 1).all()
+    assert (wanted[..., 160:163, 106:144] == 0).all()
+    wanted[..., 120:126, 150:200] = 0
+    wanted[..., 160:163, 100:150] = taught[..., 160:163, 100:150]
+    torch.testing.assert_close(wanted, taught)
+    assert (weight[..., 190, 100:150] == 1).all(), "the teacher's mask is known where the label is not"
+    assert (weight[..., 210, :] == 0).all()
+
+
+def test_a_segmenter_stays_with_its_teacher(crops: Path, labels: Path, tmp_path: Path) -> None:
+    shipped = str(weights_file("segmenter.safetensors"))
+    taught = msgspec.structs.replace(recipe("segmenter", crops, tmp_path), real=str(labels), start=shipped, ema=0.0)
+    taught = msgspec.structs.replace(taught, teacher=shipped, losses={"bce": 1.0})
+    trainer = trainer_of(taught)
+    trainer.fit()
+    rgb = torch.from_numpy(np.load(labels / "crops.npy")).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        before, after = trainer.teacher(rgb).sigmoid(), trainer.averaged()(rgb).sigmoid()
+    assert 0 < (before - after).abs().mean() < 0.02
+
+
+def test_ear_loops_are_what_is_long_narrow_and_begins_at_the_mask(labels: Path, tmp_path: Path) -> None:
+    label = np.zeros((256, 256), np.uint8)
+    label[120:220, 60:140] = 255
+    seen = label.copy()
+    seen[128:132, 140:200] = 255  # an ear loop
+    seen[180:200, 140:200] = 255  # no loop: wide
+    seen[150:154, 140:150] = 255  # short
+    seen[150:154, 190:240] = 255  # elsewhere
+    seen[40:44, 60:200] = 255  # hair
+    found = np.zeros_like(label, bool)
+    found[128:132, 140:200] = True
+    np.testing.assert_array_equal(loops_of(seen > 0, label > 0), found)
+
+    out = tmp_path / "loops"
+    result = CliRunner().invoke(app, ["data", "loops", str(labels), "-o", str(out), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    old, new = PseudoLabels.open(labels), PseudoLabels.open(out)
+    np.testing.assert_array_equal(old.crops, new.crops)
+    assert (new.labels >= old.labels).all()
+    assert PseudoLabels.names(out) == PseudoLabels.names(labels)
+    result = CliRunner().invoke(app, ["data", "loops", str(labels), "-o", str(labels)])
+    assert "give another folder" in str(result.exception)
 
 
 def test_membrane_goes_on_where_values_are_trusted() -> None:

@@ -1,7 +1,7 @@
 """How like a painted face is to the person's own, as a loss: by a network that embeds faces, given as a file.
 
 What serves as a loss must not judge what it trained: `unmask evaluate run` leaves identity out where both are one file.
-The project's own inpainter is judged by MobileFaceNet, so its recipe has no such loss.
+The project's own inpainter is judged by MobileFaceNet and learns from dlib's network.
 """
 
 import json
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,37 @@ from torch.nn import functional as F
 
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE
+from unmask.train.dlib_face import INPUT_PX as DLIB_PX
+from unmask.train.dlib_face import DlibFace
 
-_INPUT_PX: Final = 112
-_LEFT, _TOP, _SIDE = 25, 8, 205
-"""The part of the canonical crop, in its px, whose mean eyes, nose and mouth lie where ArcFace's template has them
-(Deng et al. 2019, arXiv:1801.07698)."""
+
+class Cut(NamedTuple):
+    """The part of the canonical crop that a network sees.
+
+    Attributes:
+        left, top, side: in px of the canonical crop.
+        size: of what the network sees, in px.
+    """
+
+    left: int
+    top: int
+    side: int
+    size: int
+
+
+_ARCFACE: Final = Cut(25, 8, 205, 112)
+"""Mean eyes, nose and mouth lie where ArcFace's template has them (Deng et al. 2019, arXiv:1801.07698)."""
+_DLIB: Final = Cut(32, 44, 192, DLIB_PX)
+"""Mean eyes lie where dlib's mean face with a padding of 0.25 has them."""
 
 
 class FaceEmbedding(nn.Module):
-    """A network that embeds faces: the cosine of two embeddings says how alike they are.
+    """A network that embeds faces: how far apart two embeddings are says how alike they are.
 
     Args:
         weights: TorchScript, which takes (N, 3, 112, 112) RGB 0..255, aligned as ArcFace aligns, and gives (N, D); or
             the MobileFaceNet that came from MXNet (Chen et al. 2018, arXiv:1804.07573): a dictionary with `ops`, its
-            graph as JSON, and `params`.
+            graph as JSON, and `params`; or dlib's, a file that ends in ".dat" (see `train.dlib_face`).
 
     Raises:
         UserError: the file cannot be read, or is of neither kind.
@@ -48,26 +65,32 @@ class FaceEmbedding(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """(N, 3, S, S) 0..1, canonical crops, to (N, D) float32 of unit length."""
-        out: Tensor = self.network(255.0 * aligned(rgb))
-        return F.normalize(out.float())
+        """(N, 3, S, S) 0..1, canonical crops, to (N, D) float32: of unit length but for dlib's, which are compared as
+        they are."""
+        if isinstance(self.network, DlibFace):
+            out: Tensor = self.network(255.0 * aligned(rgb, _DLIB))
+            return out.float()
+        return F.normalize(self.network(255.0 * aligned(rgb, _ARCFACE)).float())
 
     def distance(self, fake: Tensor, real: Tensor) -> Tensor:
-        """1 - cosine of the embeddings of (N, 3, S, S) pictures, averaged: 0 for the same, about 1 for other people."""
+        """Half the squared distance of the embeddings of (N, 3, S, S) pictures, averaged. Of unit length that is
+        1 - cosine: 0 for the same, about 1 for other people; by dlib's network these are about 0.3."""
         with torch.no_grad():
             wanted = self(real)
-        cosine: Tensor = (self(fake) * wanted).sum(1)
-        return (1.0 - cosine).mean()
+        apart: Tensor = (self(fake) - wanted).square().sum(1)
+        return 0.5 * apart.mean()
 
 
-def aligned(rgb: Tensor) -> Tensor:
-    """(N, 3, S, S) canonical crops to (N, 3, 112, 112) as ArcFace aligns faces."""
-    top, left, side = (round(x * rgb.shape[-1] / CROP_SIZE) for x in (_TOP, _LEFT, _SIDE))
+def aligned(rgb: Tensor, cut: Cut) -> Tensor:
+    """(N, 3, S, S) canonical crops to (N, 3, size, size) as a network wants faces aligned."""
+    left, top, side = (round(x * rgb.shape[-1] / CROP_SIZE) for x in cut[:3])
     part = rgb[..., top : top + side, left : left + side].float()
-    return F.interpolate(part, size=(_INPUT_PX, _INPUT_PX), mode="bilinear", antialias=True)
+    return F.interpolate(part, size=(cut.size, cut.size), mode="bilinear", antialias=True)
 
 
 def _load(weights: Path) -> nn.Module:
+    if weights.suffix == ".dat":
+        return DlibFace(weights)
     if _is_torchscript(weights):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # still the only format that needs no classes of ours

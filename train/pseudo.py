@@ -25,6 +25,7 @@ from unmask.train.materials import Masked
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
 
 _VIEWS: Final = tuple((scale, turn, mirror) for scale in (0.9, 1.05, 1.2) for turn in (-8, 8) for mirror in (0, 1))
 _UNSURE: Final = (0.25, 0.75)
@@ -35,6 +36,12 @@ _UNSURE_SHARE: Final = 0.25
 """Of the mask: above it, the whole picture is left out."""
 _AREA: Final = (0.03, 0.5)
 """Share of the crop that a worn mask covers."""
+_LOOP_LIKELY: Final = 0.45
+_LOOP_LABEL: Final = np.uint8(230)
+_LOOP_WIDTH: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+_LOOP_LONG_PX: Final = 24
+_HEADROOM_PX: Final = 50
+"""No ear loop reaches that far up in a canonical crop; hair does."""
 _FINGERPRINT_SIDE: Final = 16
 _SAME_PICTURE: Final = 0.85
 """Cosine of fingerprints; rather leave out too many: the same picture cut twice gives 0.86 to 1."""
@@ -88,7 +95,7 @@ def label_pictures(
     apart_from: Sequence[Path],
     locate: Callable[[U8], Sequence[F64]],
     out: Path,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, int]:
     """Label every masked face of some pictures, and write what is usable.
 
@@ -136,6 +143,44 @@ def label_pictures(
     return counts
 
 
+def add_loops(engine: Engine, labels: "PseudoLabels", names: Sequence[str], out: Path, progress: Progress) -> int:
+    """Add to labels the ear loops that another segmenter sees: what is narrow, long, and begins at the mask.
+
+    A segmenter that was taught ear loops finds them well and masks less well; of its labels this takes the loops only.
+
+    Args:
+        engine: that segmenter.
+        labels: written by `label_pictures`.
+        names: of the pictures.
+        out: a folder of the same kind, made if need be.
+        progress: is told how many of how many pictures are done.
+
+    Returns:
+        On how many pictures there are loops.
+    """
+    crops, added, found = [], [], 0
+    for done, (crop, label) in enumerate(zip(labels.crops, labels.labels, strict=True)):
+        progress(done, len(labels.crops))
+        crops.append(np.ascontiguousarray(crop))
+        loops = loops_of(mean_over_views(engine, crops[-1]) > _LOOP_LIKELY, label > 127)
+        found += bool(loops.any())
+        added.append(np.where(loops, np.maximum(label, _LOOP_LABEL), label))
+    _write(out, crops, added, list(names))
+    return found
+
+
+def loops_of(seen: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(S, S) bool: which of what is seen are ear loops of a mask."""
+    body = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_OPEN, _LOOP_WIDTH) > 0
+    narrow = seen & ~body & ~mask
+    narrow[:_HEADROOM_PX] = False
+    beside = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    count, parts, figures, _ = cv2.connectedComponentsWithStats(narrow.astype(np.uint8))
+    long = np.maximum(figures[:, cv2.CC_STAT_WIDTH], figures[:, cv2.CC_STAT_HEIGHT]) >= _LOOP_LONG_PX
+    keeps = [part > 0 and long[part] and bool(beside[parts == part].any()) for part in range(count)]
+    return np.asarray(np.array(keeps)[parts])
+
+
 def write_labelled(folder: Path, locate: Callable[[U8], F64 | None], out: Path) -> int:
     """Write real masked faces with labels made by hand as `label_pictures` writes its own.
 
@@ -181,6 +226,11 @@ class PseudoLabels:
 
     crops: U8
     labels: U8
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        """Of the pictures in a folder that `open` takes."""
+        return list(json.loads((folder / "index.json").read_text()))
 
     @classmethod
     def open(cls, folder: Path) -> "PseudoLabels":

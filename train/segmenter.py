@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unmask.models.geometry import CROP_SIZE
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, draws, relight
 from unmask.train.glasses import wear_glasses
+from unmask.train.loop import channels_last, load_start
 from unmask.train.materials import (
     Masked,
     Template,
@@ -35,7 +38,6 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 TURNED_SHARE = 0.35
-REAL_SHARE = 0.25
 FACELESS_SHARE = 0.06
 """Pictures without a face: a tracker may follow an emblem or a blurred light for a while."""
 GLASSES_SHARE = 0.25
@@ -51,6 +53,10 @@ _IN_DOUBT = 0.1
 _LINE_PX = 7
 _LINE_CONTRAST = 10
 """What is narrower, in px at 256, and differs by more, of 255, from both sides, may be an ear loop."""
+_NARROW_PX = 11
+_BESIDE_PX = 9
+_NARROW_WEIGHT = 4.0
+"""For `as_taught`; px at 256."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -211,6 +217,31 @@ def make_batch(sources: Sources, drawn: Sequence[Draw], size: int, real: float =
     return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
 
 
+def as_taught(taught: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels for a network that learns to see narrow things and is to stay as it is in all else (Li & Hoiem 2016,
+    arXiv:1606.09282).
+
+    Args:
+        taught: (N, 1, S, S) 0..1, what the teacher sees.
+        label: (N, 1, S, S) 0/1.
+        known: (N, 1, S, S) 0/1, where the label is known.
+
+    Returns:
+        The label where the mask is narrow (ear loops) or what parts it is (rims of glasses), and what is taught
+        elsewhere; and the weight of that: narrow things count more, since they are few pixels, and on and beside the
+        teacher's mask everything is known.
+    """
+    side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
+
+    def grown(x: Tensor, px: int = side) -> Tensor:
+        return F.max_pool2d(x, px, 1, px // 2)
+
+    opened, closed = grown(-grown(-label)), -grown(-grown(label))
+    narrow = known * (closed - opened)
+    beside = grown((taught > 0.5).float(), _BESIDE_PX)
+    return torch.where(narrow > 0, label, taught), torch.maximum(known, beside) + (_NARROW_WEIGHT - 1) * narrow
+
+
 class SegmentTrainer(ObjectiveTrainer[Batch]):
     """A network that finds the mask: rgb to logits.
 
@@ -226,14 +257,20 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
         super().__init__(recipe, build, self.losses, draws=False, segments=True)
         real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
         self.sources = Sources(self.faces, self.templates, real)
+        self.teacher = channels_last(build()).eval().requires_grad_(False).to(self.device) if recipe.teacher else None
+        if self.teacher is not None:
+            load_start(self.teacher, Path(recipe.teacher))
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return make_batch(self.sources, self.draws(phase, seed), phase.size, REAL_SHARE * phase.batch)
+        return make_batch(self.sources, self.draws(phase, seed), phase.size, self.recipe.real_share * phase.batch)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (rgb,), (label, known) = self.augmenter([batch.rgb], [batch.label, batch.weight])
         with self.autocast():
             logits = self.model(rgb)
+            taught = None if self.teacher is None else self.teacher(rgb)
+        if taught is not None:
+            label, known = as_taught(taught.float().sigmoid(), label, known)
         return Scene(step, logits=logits, label=label, known=known)
 
     @torch.no_grad()

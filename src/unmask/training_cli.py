@@ -82,6 +82,28 @@ def label(
 
 
 @data.command()
+def loops(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Folder written by `unmask data label`.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+    device: _Device = "auto",
+) -> None:
+    """Add the ear loops that the present segmenter sees to labels of another one.
+
+    Name a folder with a segmenter that was taught ear loops in UNMASK_WEIGHTS.
+    """
+    from unmask.models.engine import choose, load
+    from unmask.train.pseudo import PseudoLabels, add_loops
+
+    known, names = PseudoLabels.open(labels), PseudoLabels.names(labels)
+    if output.resolve() == labels.resolve():
+        raise UserError("--output is LABELS itself; give another folder")
+    engine = load("segmenter", choose(device))
+    with counting("pictures") as progress:
+        found = add_loops(engine, known, names, output, progress)
+    print(f"{len(names)} labels in {output}, {found} with ear loops")
+
+
+@data.command()
 def tracker(
     crops: Annotated[Path, typer.Argument(metavar="CROPS", help="Folder written by `unmask data crops`.")],
     scenes: Annotated[Path, typer.Option(metavar="DIR", help="Pictures with boxes.csv: file,label,x0,y0,x1,y1.")],
