@@ -21,13 +21,18 @@ _SMOOTH_PX: Final = 0.85
 _HOLE_SHARE: Final = 0.15
 """Holes up to this share of a mask are prints, valves or folds on it."""
 
-_BODY: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
-"""What is narrower is no part of a mask's body: between ear loops and mask lies the cheek, which is no hole."""
+_BODY: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
+"""What is narrower is no part of a mask's body. Between an ear loop and the body lies the cheek, which is no hole."""
+_BESIDE: Final = np.ones((7, 7), np.uint8)
+"""How far beyond its body, on both sides together, a mask's corners and seams reach."""
+_LOOP_LIKELY: Final = 80
+_LOOP_PX: Final = 14
+"""A narrow part must be so likely, of 255, and so long, and begin at the body: it is an ear loop then."""
 
 
 def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], smallest_px: int = 1) -> U8:
     """Where mask is: what is likely and hangs together with something sure (hysteresis thresholding, Canny 1986,
-    doi:10.1109/TPAMI.1986.4767851), and small holes in it.
+    doi:10.1109/TPAMI.1986.4767851), and small holes in it; of what is narrow, ear loops.
 
     Args:
         probability: (H, W) uint8 or float32, 0..255.
@@ -46,15 +51,31 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
     kept[labels[smooth >= _SURE]] = 255
     kept[0] = 0
     kept[figures[:, cv2.CC_STAT_AREA] < smallest_px] = 0
-    return _without_holes(np.asarray(kept[labels], np.uint8))
+    region = np.asarray(kept[labels], np.uint8)
+    body = np.asarray(cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY), np.uint8)
+    _fill_holes(region, body)
+    return _with_loops_only(region, body, np.asarray(whole, np.uint8))
 
 
-def _without_holes(region: U8) -> U8:
-    """The region and the small holes that its body surrounds, written into it."""
-    body = cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY)
+def _fill_holes(region: U8, body: U8) -> None:
+    """Write the small holes that the body surrounds into the region."""
     outlines, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     most = _HOLE_SHARE * cv2.countNonZero(region)
     for outline, (_, _, _, around) in zip(outlines, levels[0] if outlines else (), strict=True):
         if around >= 0 and cv2.contourArea(outline) < most:
-            cv2.drawContours(region, [outline], -1, 255, cv2.FILLED)
-    return region
+            for x in (region, body):
+                cv2.drawContours(x, [outline], -1, 255, cv2.FILLED)
+
+
+def _with_loops_only(region: U8, body: U8, probability: U8) -> U8:
+    """The region without what is narrow and no ear loop."""
+    beside = cv2.dilate(body, _BESIDE)
+    solid = cv2.bitwise_and(region, beside)
+    narrow = region & ~beside & cv2.compare(probability, _LOOP_LIKELY, cv2.CMP_GE)
+    if not narrow.any():
+        return np.asarray(solid, np.uint8)
+    outlines, _ = cv2.findContours(np.asarray(narrow, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    near, kept = cv2.dilate(solid, _BODY), np.zeros_like(region)
+    loops = [o for o in outlines if max(cv2.boundingRect(o)[2:]) >= _LOOP_PX and near[o[:, 0, 1], o[:, 0, 0]].any()]
+    cv2.drawContours(kept, loops, -1, 255, cv2.FILLED)
+    return np.asarray(solid | (kept & narrow), np.uint8)

@@ -15,9 +15,10 @@ from unmask.models.geometry import CROP_SIZE, canonical_crop, fit_affine, transf
 from unmask.models.mask_region import mask_region
 from unmask.models.placement import placed
 from unmask.stream.frame import U8, Frame
+from unmask.stream.mask_shape import MaskShape
 from unmask.stream.stage import Context, Stage
 from unmask.stream.stages.inpaint import Inpaint
-from unmask.stream.stages.segment import MaskShape, Segment
+from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
 from unmask.train.masks import Outline
 from unmask.train.materials import draw_mask
@@ -305,6 +306,28 @@ def test_a_mask_that_is_missed_for_a_moment_is_kept_where_the_face_is_in_doubt_t
     nothing = (slice(0, 0), across, 0)
     masks = masks_found(portrait, monkeypatch, (rows, across, 255), *4 * [nothing], score=score)
     assert [bool(mask[180, 128]) for mask in masks] == kept
+
+
+@pytest.mark.parametrize(("score", "seen"), [(0.6, True), (1.0, False)])
+def test_a_mask_that_is_hardly_seen_in_profile_is_looked_at_with_the_head_lowered(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, score: float, seen: bool
+) -> None:
+    segment = Segment("cpu")
+    segment.open(Context(portrait.frame(masked=False).layout))
+    size = (CROP_SIZE, CROP_SIZE)
+    worn = np.zeros(size, np.uint8)
+    worn[140:220, 120:210] = 255  # to the right
+    turn = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), -15, 1.0)
+    lowered = cv2.warpAffine(worn, turn, size)
+    views = iter([worn, (0.6 * worn).astype(np.uint8), lowered])
+    monkeypatch.setattr(segment, "_engine", lambda crops: next(views)[None])
+    for index in range(2):
+        shown = portrait.frame(masked=False, index=index)
+        shown.faces[0].score = 1.0 if index == 0 else score
+        (frame,) = segment.process(shown)
+    assert (frame.faces[0].mask_score > 0.9) is seen
+    assert frame.faces[0].pictures.mask[170, 160] == 255
+    assert (next(views, None) is None) is seen, "looked at once more"
 
 
 @pytest.mark.parametrize(("sure", "painted"), [(180, False), (250, True)])

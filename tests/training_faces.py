@@ -17,13 +17,14 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
-    *("inpainter", "segmenter", "segmenter-real", "context-encoder", "gated", "fourier", "attention", "din2020"),
-    *("oagan", "segmenter-imagenet", "detector", "landmarker"),
+    *("inpainter", "segmenter", "segmenter-real", "ear-loops", "context-encoder", "gated", "fourier", "attention"),
+    *("din2020", "oagan", "segmenter-imagenet", "detector", "landmarker"),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
+    "ear-loops": ["sizes.width=4", "start="],
     "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
     "gated": ["sizes.width=4"],
     "fourier": ["sizes={width: 4, blocks: 2}"],

@@ -150,8 +150,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         real: folder written by `unmask data label`: real masked faces, with labels that are sure in most places
             (segmenters) or without (oagan); empty for none.
         real_share: of a batch of a segmenter, where there are such faces.
-        teacher: safetensors of a segmenter that the one in training stays with, but for narrow things such as ear
-            loops; see `train.segmenter.as_taught`. Empty for none.
         tracker: folder written by `unmask data tracker` (detector, landmarker).
         perceptual_weights: file with the convolutions of a VGG (keys `features.N.weight`), for perceptual and style.
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
@@ -185,7 +183,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     textures: str = ""
     real: str = ""
     real_share: float = 0.25
-    teacher: str = ""
     tracker: str = ""
     perceptual_weights: str = ""
     perceptual_network: Literal["vgg16-caffe", "vgg16", "vgg19"] = "vgg16-caffe"

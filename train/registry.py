@@ -23,6 +23,7 @@ from unmask.models.segmenter import Segmenter, SegmenterConfig
 from unmask.train import processes
 from unmask.train.config import Recipe, as_struct, nearest
 from unmask.train.detector import DetectorTrainer
+from unmask.train.ear_loops import EarLoopsTrainer
 from unmask.train.inpainter import PaintTrainer
 from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.loop import Trainer, load_encoder
@@ -50,6 +51,7 @@ class Model:
 MODELS: Final[dict[str, Model]] = {
     "inpainter": Model(Inpainter, InpainterConfig, PaintTrainer),
     "segmenter": Model(Segmenter, SegmenterConfig, SegmentTrainer),
+    "ear-loops": Model(Segmenter, SegmenterConfig, EarLoopsTrainer),
     "detector": Model(Detector, DetectorConfig, DetectorTrainer),
     "landmarker": Model(Landmarker, LandmarkerConfig, LandmarkerTrainer),
     "context-encoder": Model(ContextEncoder, ContextEncoderConfig, PaintTrainer),

@@ -10,13 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from unmask.models.geometry import CROP_SIZE
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, draws, relight
 from unmask.train.glasses import wear_glasses
-from unmask.train.loop import channels_last, load_start
 from unmask.train.materials import (
     Masked,
     Template,
@@ -53,10 +50,6 @@ _IN_DOUBT = 0.1
 _LINE_PX = 7
 _LINE_CONTRAST = 10
 """What is narrower, in px at 256, and differs by more, of 255, from both sides, may be an ear loop."""
-_NARROW_PX = 11
-_BESIDE_PX = 9
-_NARROW_WEIGHT = 4.0
-"""For `as_taught`; px at 256."""
 JITTER = 2.4
 """More than for the inpainter: the segmenter must find masks on faces that the tracker places badly."""
 
@@ -79,11 +72,13 @@ class Sources:
         faces: bare faces.
         templates: mask pictures, may be none.
         real: real masked faces with pseudo-labels, may be none.
+        loops_known: whether these labels know ear loops.
     """
 
     faces: FaceCrops
     templates: Sequence[Template] = ()
     real: PseudoLabels | None = None
+    loops_known: bool = False
 
     @property
     def usual(self) -> F32:
@@ -175,22 +170,23 @@ def lines_of(rgb: F32) -> npt.NDArray[np.bool_]:
     return np.asarray(lines[0] | lines[1])
 
 
-def make_real(real: PseudoLabels, usual: F32, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
+def make_real(sources: Sources, real: PseudoLabels, size: int, rng: np.random.Generator) -> tuple[Masked, F32]:
     """A real masked face as another camera would see it, and where its label is known: not on narrow lines beside the
-    mask, which may be ear loops that the labeller missed.
+    mask, which may be ear loops that the labeller missed, unless it knows them.
 
     Args:
+        sources: what is known of `real`, and of faces, by whose points glasses are put on.
         real: such faces.
-        usual: (468, 3) float32 px, the points of a face in the canonical crop, by which glasses are put on.
         size: of the result in px.
         rng: where chance comes from.
     """
     wears = rng.random() < GLASSES_SHARE
 
     def as_met(face: Masked) -> Masked:
-        unknown = lines_of(face.rgb) & (face.coverage < _IN_DOUBT)  # the labeller knew no ear loops
-        face = Masked(face.rgb, np.where(unknown, np.float32(_IN_DOUBT), face.coverage))
-        return with_glasses(face, usual, rng) if wears else face
+        if not sources.loops_known:
+            unknown = lines_of(face.rgb) & (face.coverage < _IN_DOUBT)
+            face = Masked(face.rgb, np.where(unknown, np.float32(_IN_DOUBT), face.coverage))
+        return with_glasses(face, sources.usual, rng) if wears else face
 
     rgb, label, weight = real.draw(int(rng.integers(len(real.crops))), size, rng, JITTER, as_met)
     masked = Masked(degrade(relight(rgb, rng, 2.0 if rng.random() < 0.3 else 1.0), rng), label)
@@ -208,38 +204,13 @@ def make_batch(sources: Sources, drawn: Sequence[Draw], size: int, real: float =
     made: list[tuple[Masked, F32]] = []
     for draw in drawn:
         if sources.real is not None and draw.position < real:
-            made.append(make_real(sources.real, sources.usual, size, draw.rng))
+            made.append(make_real(sources, sources.real, size, draw.rng))
         else:
             made.append((make_sample(sources, draw.face, size, draw.rng), everywhere))
     rgb = torch.from_numpy(np.stack([s.rgb for s, _ in made])).permute(0, 3, 1, 2)
     label = torch.from_numpy(np.stack([s.coverage > 0.5 for s, _ in made]).astype(np.float32))[:, None]
     weight = torch.from_numpy(np.stack([w for _, w in made]))[:, None]
     return Batch(rgb.contiguous(memory_format=torch.channels_last), label, weight)
-
-
-def as_taught(taught: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels for a network that learns to see narrow things and is to stay as it is in all else (Li & Hoiem 2016,
-    arXiv:1606.09282).
-
-    Args:
-        taught: (N, 1, S, S) 0..1, what the teacher sees.
-        label: (N, 1, S, S) 0/1.
-        known: (N, 1, S, S) 0/1, where the label is known.
-
-    Returns:
-        The label where the mask is narrow (ear loops) or what parts it is (rims of glasses), and what is taught
-        elsewhere; and the weight of that: narrow things count more, since they are few pixels, and on and beside the
-        teacher's mask everything is known.
-    """
-    side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
-
-    def grown(x: Tensor, px: int = side) -> Tensor:
-        return F.max_pool2d(x, px, 1, px // 2)
-
-    opened, closed = grown(-grown(-label)), -grown(-grown(label))
-    narrow = known * (closed - opened)
-    beside = grown((taught > 0.5).float(), _BESIDE_PX)
-    return torch.where(narrow > 0, label, taught), torch.maximum(known, beside) + (_NARROW_WEIGHT - 1) * narrow
 
 
 class SegmentTrainer(ObjectiveTrainer[Batch]):
@@ -257,9 +228,6 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
         super().__init__(recipe, build, self.losses, draws=False, segments=True)
         real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
         self.sources = Sources(self.faces, self.templates, real)
-        self.teacher = channels_last(build()).eval().requires_grad_(False).to(self.device) if recipe.teacher else None
-        if self.teacher is not None:
-            load_start(self.teacher, Path(recipe.teacher))
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         return make_batch(self.sources, self.draws(phase, seed), phase.size, self.recipe.real_share * phase.batch)
@@ -268,9 +236,6 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
         (rgb,), (label, known) = self.augmenter([batch.rgb], [batch.label, batch.weight])
         with self.autocast():
             logits = self.model(rgb)
-            taught = None if self.teacher is None else self.teacher(rgb)
-        if taught is not None:
-            label, known = as_taught(taught.float().sigmoid(), label, known)
         return Scene(step, logits=logits, label=label, known=known)
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -11,10 +10,11 @@ import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
-from unmask.models.mask_region import NO_MASK, mask_region
 from unmask.models.placement import USUAL, Shift, better_shift, placed
-from unmask.stream.canvas import canvas_for, compose, inverse_affine
+from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import F64, U8, Face, Frame
+from unmask.stream.mask_memory import Memory, carried, has_gone, steadied
+from unmask.stream.mask_shape import MaskShape
 from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -26,14 +26,19 @@ _KEEPS_AREA: Final = 0.015
 _KEEPS_FRAMES: Final = 12
 """The same for a face that wore one in the frame before, or, where it is in doubt itself, so few frames before: between
 both areas nothing changes, so nothing flickers."""
-_GONE: Final = 0.3
 _HELD_FRAMES: Final = 3
-"""A mask of which so little is left from one frame to the next, on a face that is in doubt itself, is believed to be
-there for so many frames: in full profile crops jump, and the network misses it in one or two."""
+"""A mask that has gone from one frame to the next, on a face that is in doubt itself, is believed to be there for so
+many frames: in full profile crops jump, and the network misses it in one or two."""
 _WHOLE_AREA: Final = 0.1
 """A mask that covers less of the crop is partly hidden, or only half of it was found."""
 _CLOSER: Final = cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), 0.0, 1.2)
 """The closer view of a crop in which no whole mask was found at first."""
+_LOWERED: Final = tuple(cv2.getRotationMatrix2D((CROP_SIZE / 2, CROP_SIZE / 2), turn, 1.0) for turn in (15.0, -15.0))
+"""Views of a crop in which a head that looks to the picture's left, or right, looks down."""
+_UNSURE: Final = 0.85
+"""What is mask by so little on a face that is in doubt itself is looked at in such a view, too."""
+_ASIDE_PX: Final = 12
+"""How far from the middle column the middle of a mask lies on a head in profile."""
 _CLOSER_EVERY: Final = 4
 """Frames between closer looks that show no mask, where the work is spread over frames."""
 _CERTAIN_FACE: Final = 0.9
@@ -47,67 +52,12 @@ _LIPS: Final = (61, 37, 267, 291, 314, 84)
 """Landmarks around the lips."""
 _MIDDLE_PX: Final = (60.0, 95.0)
 """How far from the middle column, and how far down at least, the middle of a worn mask lies in the crop."""
-_SPECK_AREA_PX: Final = 40
-"""Spots smaller than this are mistakes. Narrow parts stay: they may be ear loops."""
-_GROW_PX: Final = 3
-"""How far the painted region reaches beyond the mask: its shadow and its fibres lie there."""
-_FRINGE_PX: Final = 1
-"""How far beyond the mask nothing of the face can be seen."""
-_FEATHER_PX: Final = 3
-"""Width of the soft edge."""
-_GAP_PX: Final = 5
-"""Half the width of what is narrow: there the painted region does not reach beyond the mask."""
-_EYES: Final = (
-    (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
-    (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
-)
-"""Landmarks around the openings of the eyes."""
-_LID_PX: Final = 3
-"""How far the rims of the eyes reach beyond their openings."""
 _SURE: Final = 127.5
 """Of 255: more likely mask than not."""
-_HIDES_EYE: Final = 217
-"""Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
 _PUT_ON_FRAMES: Final = 12
 """So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
 _ASIDE: Final = 0.5
 """Radians from which on a head looks aside: 29 degrees."""
-_STEADY: Final = 0.5
-"""Weight of the frame before in the probability of a mask that keeps still in the crop."""
-_AGREES: Final = (0.85, 0.95)
-"""Overlap (soft IoU) of two frames' probabilities: from the second on a mask keeps still; up to the first it moves, and
-the frame before says nothing. Worn masks have 0.95 to 0.99; while one is put on, or a hand moves before it, 0.55 to
-0.92."""
-_FADES: Final = 0.8
-"""Where so little of the frame before is left, the mask has not moved, but the network doubts."""
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What was found in the crop of a face in the frame before; names are those of `Face` and its pictures.
-
-    `probability` is (S, S) float32 0..255, that each pixel is mask; None where the crop has been placed anew since.
-    `since` counts frames since a mask was worn, `held` those for which one was kept that was not found.
-    """
-
-    probability: F32 | None
-    mask: U8
-    hidden: U8
-    mask_score: float
-    masked: bool
-    crop_from_frame: F64
-    since: int
-    held: int
-
-
-def _disc(radius: int) -> U8:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
-
-
-def _border_window() -> F32:
-    """(S, S) float32, 1 inside, falling to 0 at the border of the crop, beyond which nothing can be painted."""
-    ramp = np.clip(np.minimum(np.arange(CROP_SIZE), np.arange(CROP_SIZE)[::-1]) / 8.0, 0, 1)
-    return np.asarray(np.minimum.outer(ramp, ramp), np.float32)
 
 
 def _sits_on_a_face(solid: U8) -> bool:
@@ -116,27 +66,6 @@ def _sits_on_a_face(solid: U8) -> bool:
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     aside, down = _MIDDLE_PX
     return bool(abs(x - CROP_SIZE / 2) < aside and y > down)
-
-
-def _weight_of_before(now: F32, before: F32) -> float:
-    """How much the probability of the frame before counts, 0..1."""
-    seen, seen_before = cv2.sumElems(now)[0], cv2.sumElems(before)[0]
-    if seen < _FADES * seen_before:
-        return _STEADY
-    both = cv2.sumElems(cv2.min(now, before))[0]
-    low, high = _AGREES
-    return _STEADY * float(np.clip((both / max(seen + seen_before - both, 1e-6) - low) / (high - low), 0, 1))
-
-
-def _carried(probability: F32, crop_from_frame: F64, face: Face) -> F32:
-    """What was found in a crop of the frame before, in the crop as it lies now: heads move less than crops may jump."""
-    moved = compose(face.crop_from_frame, inverse_affine(crop_from_frame))
-    return np.asarray(cv2.warpAffine(probability, moved, probability.shape), np.float32)
-
-
-def _has_gone(now: F32, before: F32) -> bool:
-    """Whether next to nothing is left of a mask."""
-    return bool(cv2.sumElems(now)[0] < _GONE * cv2.sumElems(before)[0])
 
 
 def _looks_aside(face: Face) -> bool:
@@ -155,39 +84,14 @@ def _leaves_the_mouth_free(solid: U8, points: F32) -> bool:
     return bool((solid[y, x] > 0).mean() < 0.5)
 
 
-class MaskShape:
-    """From a probability to the region that is painted."""
+def _sureness(probability: F32) -> float:
+    """Mean of what is more likely mask than not, 0..1; 0 where nothing is."""
+    return cv2.mean(probability, mask=cv2.compare(probability, _SURE, cv2.CMP_GT))[0] / 255.0
 
-    def __init__(self) -> None:
-        self._grow, self._fringe, self._gap = _disc(_GROW_PX), _disc(_FRINGE_PX), _disc(_GAP_PX)
-        self._window = _border_window()
 
-    def solid(self, probability: F32) -> U8:
-        """(S, S) uint8 0 or 255: where mask is, without specks. `probability` is 0..255."""
-        return mask_region(probability, _SPECK_AREA_PX)
-
-    def regions(self, solid: U8, probability: F32, points: F32) -> tuple[U8, U8]:
-        """The mask grown by its shadow, with a soft edge, but not over eyes that can be seen, nor over rims of glasses
-        and the like, which the growth from both sides would cover.
-
-        Args:
-            solid: from `solid`.
-            probability: (S, S) float32 0..255.
-            points: (468, 2) float32, the landmarks in crop px.
-
-        Returns:
-            `mask` and `hidden` as in `FacePictures`.
-        """
-        eyes = np.zeros_like(solid)
-        for eye in _EYES:
-            contour = np.round(points[list(eye)]).astype(np.int32)
-            cv2.fillPoly(eyes, [contour], 255)
-            cv2.polylines(eyes, [contour], True, 255, 2 * _LID_PX)
-        eyes[probability >= _HIDES_EYE] = 0
-        gaps = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, self._gap) & ~solid
-        seen = eyes | (gaps & cv2.compare(probability, NO_MASK, cv2.CMP_LT))
-        grown = cv2.blur(cv2.dilate(solid, self._grow) & ~seen, (_FEATHER_PX, _FEATHER_PX))
-        return np.asarray(grown * self._window, np.uint8), np.asarray(cv2.dilate(solid, self._fringe) & ~seen, np.uint8)
+def _certain_mask(probability: F32) -> float:
+    """How much mask is seen, each pixel by how much likelier it is mask than not."""
+    return float(cv2.sumElems(cv2.max(probability, _SURE) - _SURE)[0])
 
 
 class Segment(Stage):
@@ -219,7 +123,7 @@ class Segment(Stage):
             context.notice(reason)
         self._engine: Engine = context.load("segmenter", choice, context.notice)
         self._shape = MaskShape()
-        self._memory: dict[int, _Memory] = {}
+        self._memory: dict[int, Memory] = {}
         self._shifts: dict[int, Shift] = {}
         self._closer: dict[int, tuple[int, bool]] = {}  # by track: when it was last looked at closer; was there mask
         self._certain: set[int] = set()
@@ -303,11 +207,10 @@ class Segment(Stage):
         held = 0
         if memory is not None and memory.probability is not None:
             slips = memory.masked and self._is_a_slip(face, memory, again)
-            if slips and _has_gone(now, memory.probability):
-                probability, held = _carried(memory.probability, memory.crop_from_frame, face), memory.held + 1
+            if slips and has_gone(now, memory.probability):
+                probability, held = carried(memory.probability, memory.crop_from_frame, face), memory.held + 1
             elif again or not face.reset:
-                weight = _weight_of_before(now, memory.probability)
-                probability = cv2.addWeighted(now, 1 - weight, memory.probability, weight, 0)
+                probability = steadied(now, memory.probability)
         solid = self._shape.solid(probability)
         points = transform_points(face.crop_from_frame, face.landmarks_px)
         face.masked = self._wears(face, solid, probability, points)
@@ -318,12 +221,12 @@ class Segment(Stage):
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
         since = 0 if face.masked else _KEEPS_FRAMES if memory is None else memory.since + 1
-        self._memory[face.track_id] = _Memory(
+        self._memory[face.track_id] = Memory(
             probability, *regions, face.mask_score, face.masked, face.crop_from_frame, since, held
         )
         return solid
 
-    def _is_a_slip(self, face: Face, memory: _Memory, again: bool) -> bool:
+    def _is_a_slip(self, face: Face, memory: Memory, again: bool) -> bool:
         """Whether a mask that is gone all at once is more likely to be missed, as in profile, where crops jump."""
         return not again and face.score < _CERTAIN_FACE and memory.held < _HELD_FRAMES
 
@@ -355,23 +258,40 @@ class Segment(Stage):
         """
         crops = np.stack([face.pictures.crop for face in faces])
         found = [np.asarray(probability, np.float32) for probability in self._engine(crops)]
+        for i, face in enumerate(faces):
+            if face.score < _CERTAIN_FACE and 0 < _sureness(found[i]) < _UNSURE:
+                found[i] = self._lowered(face, crops[i], found[i])
         doubtful = [i for i, one in enumerate(found) if not self._shows_a_whole_mask(one)]
         if self._spread:
             doubtful = self._whose_turn(index, faces, doubtful)
-        if doubtful:
-            size = (CROP_SIZE, CROP_SIZE)
-            border = cv2.BORDER_REPLICATE
-            closer = [
-                cv2.warpAffine(crops[i], _CLOSER, size, flags=cv2.INTER_LINEAR, borderMode=border) for i in doubtful
-            ]
-            for i, again in zip(doubtful, self._engine(np.stack(closer).astype(np.uint8, copy=False)), strict=True):
-                back = cv2.warpAffine(
-                    again.astype(np.float32), _CLOSER, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-                )
-                found[i] = np.asarray(np.maximum(found[i], back), np.float32)
-                shows_mask = cv2.countNonZero(cv2.compare(back, _SURE, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
-                self._closer[faces[i].track_id] = index, shows_mask
+        for i in doubtful:
+            (closer,) = self._views(crops[i], (_CLOSER,))
+            found[i] = np.asarray(np.maximum(found[i], closer), np.float32)
+            shows_mask = cv2.countNonZero(cv2.compare(closer, _SURE, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
+            self._closer[faces[i].track_id] = index, shows_mask
         return found
+
+    def _lowered(self, face: Face, crop: U8, found: F32) -> F32:
+        """What is mask in profile, where the landmarks, and with them the crop, may lie turned so far that the network
+        is hardly sure of any: that, or what it finds where the head looks down, whichever shows more."""
+        memory = self._memory.get(face.track_id)
+        if memory is None or not memory.masked:
+            return found
+        moments = cv2.moments(memory.mask, binaryImage=True)
+        aside = moments["m10"] / max(moments["m00"], 1.0) - CROP_SIZE / 2
+        if abs(aside) < _ASIDE_PX:
+            return found
+        return max(found, *self._views(crop, _LOWERED[aside > 0 :][:1]), key=_certain_mask)
+
+    def _views(self, crop: U8, matrices: Sequence[F64]) -> list[F32]:
+        """(S, S) float32 0..255 each: how likely each pixel of a crop is mask, as seen in other views of it."""
+        size, border = (CROP_SIZE, CROP_SIZE), cv2.BORDER_REPLICATE
+        views = [cv2.warpAffine(crop, m, size, flags=cv2.INTER_LINEAR, borderMode=border) for m in matrices]
+        back = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return [
+            np.asarray(cv2.warpAffine(found.astype(np.float32), m, size, flags=back), np.float32)
+            for m, found in zip(matrices, self._engine(np.stack(views).astype(np.uint8, copy=False)), strict=True)
+        ]
 
     def _whose_turn(self, index: int, faces: Sequence[Face], doubtful: list[int]) -> list[int]:
         """Of the faces without a whole mask, by position, those to look at closer in this frame."""
