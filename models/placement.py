@@ -27,6 +27,9 @@ STEP_PX: Final = 38
 _CUT_SHARE: Final = 0.06
 """Share of a side on which a mask must reach the border to be cut off there, and not just touch it."""
 
+_BODY: Final = np.ones((9, 9), np.uint8)
+"""What is narrower is an ear loop, after which no crop moves."""
+
 _BEYOND_PX: Final = 10
 """So far beyond the border, in px of the crop, the picture must have something to show."""
 
@@ -50,8 +53,9 @@ def better_shift(region: U8, crop_from_picture: F64, picture_size: tuple[int, in
         picture_size: width and height in px; what the crop shows beyond the picture is no mask.
         shift: how it lies.
     """
-    (right, down), side = _cut_off(region, crop_from_picture, picture_size), len(region)
-    x, y, width, height = cv2.boundingRect(region)
+    body = np.asarray(cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY), np.uint8)
+    (right, down), side = _cut_off(body, crop_from_picture, picture_size), len(region)
+    x, y, width, height = cv2.boundingRect(body)
     beside = x if shift[0] < 0 else side - x - width
     return _along(shift[0], right, beside), _along(shift[1], down, side - y - height)
 

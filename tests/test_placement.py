@@ -29,6 +29,7 @@ def region(left: int, top: int, right: int, bottom: int) -> npt.NDArray[np.uint8
         (region(0, 140, 256, 250), (0, 0)),
         (region(120, 140, 140, 256), (0, 1)),
         (region(124, 140, 136, 256), (0, 0)),
+        (region(70, 140, 190, 250) | region(190, 150, 256, 158) | region(190, 190, 256, 198), (0, 0)),  # ear loops
         (region(0, 0, 0, 0), (0, 0)),
     ],
 )

@@ -21,7 +21,16 @@ import pytest
 import torch
 from faces import Portrait
 from torch import Tensor, nn
-from training_faces import GOLDEN, RECIPES, drawn_face, small_recipe, write_crops, write_embedding, write_vgg
+from training_faces import (
+    GOLDEN,
+    RECIPES,
+    drawn_face,
+    small_recipe,
+    write_crops,
+    write_dlib_face,
+    write_embedding,
+    write_vgg,
+)
 
 from unmask.errors import UnmaskError, UserError
 from unmask.models.published import resnet_segmenter
@@ -488,31 +497,6 @@ def test_embeddings_come_from_torchscript_too(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="no network that embeds faces"):
             FaceEmbedding(tmp_path / name)
-
-
-def write_dlib_face(path: Path) -> Path:
-    """A file as dlib writes its face recognition network, with small random weights."""
-    rng = np.random.default_rng(0)
-
-    def whole(number: int) -> bytes:
-        content = number.to_bytes((number.bit_length() + 7) // 8, "little")
-        return bytes([len(content)]) + content
-
-    def layer(name: bytes, *shape: int) -> bytes:
-        values = rng.normal(0, np.prod(shape) ** -0.25, shape).astype("<f4")
-        sizes = (*shape, 1, 1, 1, 1)[:4]
-        return bytes([len(name)]) + name + b"\x01\x02" + b"".join(map(whole, sizes)) + values.tobytes() + b"relu"
-
-    parts = [b"\x01\x01loss_metric_2"]
-    channels, convolutions = 3, [(32, 7)]
-    for width, blocks in ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1)):
-        convolutions += [(width, 3)] * (2 * blocks)
-    for width, side in convolutions:
-        parts += [layer(b"con_4", width * channels * side**2 + width), layer(b"affine_", 2 * width)]
-        channels = width
-    parts.append(layer(b"fc_2" + whole(128) + whole(256), 256, 128).replace(b"\x09fc_2", b"\x04fc_2", 1))
-    path.write_bytes(b"".join(parts))
-    return path
 
 
 def test_embeddings_come_from_dlib_too(tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
-    *("inpainter", "segmenter", "segmenter-real", "ear-loops", "context-encoder", "gated", "fourier", "attention"),
-    *("din2020", "oagan", "segmenter-imagenet", "detector", "landmarker"),
+    *("inpainter", "inpainter-identity", "segmenter", "segmenter-real", "ear-loops", "context-encoder", "gated"),
+    *("fourier", "attention", "din2020", "oagan", "segmenter-imagenet", "detector", "landmarker"),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
+    "inpainter-identity": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
-    "ear-loops": ["sizes.width=4", "start="],
+    "ear-loops": ["sizes.width=4", "start=", "losses={bce: 1000}"],
     "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
     "gated": ["sizes.width=4"],
     "fourier": ["sizes={width: 4, blocks: 2}"],
@@ -118,6 +119,31 @@ def write_vgg(path: Path, network: str) -> Path:
     return path
 
 
+def write_dlib_face(path: Path) -> Path:
+    """A file as dlib writes its face recognition network, with small random weights."""
+    rng = np.random.default_rng(0)
+
+    def whole(number: int) -> bytes:
+        content = number.to_bytes((number.bit_length() + 7) // 8, "little")
+        return bytes([len(content)]) + content
+
+    def layer(name: bytes, *shape: int) -> bytes:
+        values = rng.normal(0, np.prod(shape) ** -0.25, shape).astype("<f4")
+        sizes = (*shape, 1, 1, 1, 1)[:4]
+        return bytes([len(name)]) + name + b"\x01\x02" + b"".join(map(whole, sizes)) + values.tobytes() + b"relu"
+
+    parts = [b"\x01\x01loss_metric_2"]
+    channels, convolutions = 3, [(32, 7)]
+    for width, blocks in ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1)):
+        convolutions += [(width, 3)] * (2 * blocks)
+    for width, side in convolutions:
+        parts += [layer(b"con_4", width * channels * side**2 + width), layer(b"affine_", 2 * width)]
+        channels = width
+    parts.append(layer(b"fc_2" + whole(128) + whole(256), 256, 128).replace(b"\x09fc_2", b"\x04fc_2", 1))
+    path.write_bytes(b"".join(parts))
+    return path
+
+
 def write_embedding(path: Path) -> Path:
     """A network that embeds faces, as MXNet's graph in PyTorch's file, with random weights."""
     generator = torch.Generator().manual_seed(3)
@@ -158,6 +184,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         write_tracker_data(folder / "tracker")
         write_vgg(folder / "vgg.pth", "vgg")
         write_resnet(folder / "resnet18.pth")
+        write_dlib_face(folder / "dlib.dat")
     full = load_recipe(name)
     last = len(full.phases) - 1
     phase = f"phases.{last}"
@@ -168,6 +195,8 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         general.append(f"tracker={folder}/tracker")
     if full.perceptual_weights:
         general.append(f"perceptual_weights={folder}/vgg.pth")
+    if full.identity_weights:
+        general.append(f"identity_weights={folder}/dlib.dat")
     if full.encoder:
         general.append(f"encoder={folder}/resnet18.pth")
     sizes = [f"{phase}.steps=20", f"{phase}.size=64", f"{phase}.batch=2", f"{phase}.window=16", f"{phase}.lr=1e-3"]

@@ -1,6 +1,7 @@
 """Trains the part of the segmenter that finds ear loops; what finds the mask stays as it is."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from unmask.train.objectives import Scene, on_device
 from unmask.train.segmenter import Batch, SegmentTrainer, make_batch
 
 _NARROW_PX = 11
+_WEIGHT = 5.0
+"""How much pixels of ear loops count: they are few, and without that none are found."""
 
 
 def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +30,7 @@ def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Ten
         known: (N, 1, S, S) 0/1, where the label is known.
 
     Returns:
-        (N, 1, S, S) 0/1 each: what is loop; and where that counts: not on the mask, where either will do.
+        (N, 1, S, S) each: 1 where loop is; and how much that counts: not on the mask, where either will do.
     """
     side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
 
@@ -36,7 +39,8 @@ def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Ten
 
     body = grown(-grown(-label))
     loops = label - body
-    return loops, known * (1.0 - torch.maximum(body, (mask > 0.5).float()))
+    elsewhere = 1.0 - torch.maximum(body, (mask > 0.5).float())
+    return loops, known * elsewhere * (1.0 + (_WEIGHT - 1.0) * loops)
 
 
 class EarLoopsTrainer(SegmentTrainer):
@@ -47,7 +51,7 @@ class EarLoopsTrainer(SegmentTrainer):
         build: makes the network.
     """
 
-    losses: ClassVar[Mapping[str, float]] = {"bce": 1.0, "dice": 0.5}
+    losses: ClassVar[Mapping[str, float]] = {"bce": 1.0}
 
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
         super().__init__(recipe, lambda: _only_loops(build()))
@@ -61,7 +65,8 @@ class EarLoopsTrainer(SegmentTrainer):
         with self.autocast():
             mask, logits = self.model.parts(rgb)
         label, weight = loop_labels(mask.sigmoid().float(), label, known)
-        return Scene(step, logits=logits.float(), label=label, known=weight)
+        # What counts more is found too often, which the network must not learn (Menon et al. 2021, arXiv:2007.07314).
+        return Scene(step, logits=logits.float() + math.log(_WEIGHT), label=label, known=weight)
 
     @torch.no_grad()
     def validate(self, size: int) -> dict[str, float]:

@@ -36,7 +36,10 @@ _UNSURE_SHARE: Final = 0.25
 """Of the mask: above it, the whole picture is left out."""
 _AREA: Final = (0.03, 0.5)
 """Share of the crop that a worn mask covers."""
-_LOOP_LIKELY: Final = 0.45
+_LOOP_LIKELY: Final = 0.28
+_LOOP_FAINT: Final = 0.04
+"""What may be a loop is labelled neither as one nor as none."""
+_NO_LABEL: Final = np.uint8(26)
 _LOOP_LABEL: Final = np.uint8(230)
 _LOOP_WIDTH: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
 _LOOP_LONG_PX: Final = 24
@@ -162,9 +165,11 @@ def add_loops(engine: Engine, labels: "PseudoLabels", names: Sequence[str], out:
     for done, (crop, label) in enumerate(zip(labels.crops, labels.labels, strict=True)):
         progress(done, len(labels.crops))
         crops.append(np.ascontiguousarray(crop))
-        loops = loops_of(mean_over_views(engine, crops[-1]) > _LOOP_LIKELY, label > 127)
+        seen = mean_over_views(engine, crops[-1])
+        loops = loops_of(seen > _LOOP_LIKELY, label > 127)
         found += bool(loops.any())
-        added.append(np.where(loops, np.maximum(label, _LOOP_LABEL), label))
+        doubtful = np.where(seen > _LOOP_FAINT, np.maximum(label, _NO_LABEL), label)
+        added.append(np.where(loops, np.maximum(label, _LOOP_LABEL), doubtful))
     _write(out, crops, added, list(names))
     return found
 
