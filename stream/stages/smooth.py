@@ -27,10 +27,8 @@ _AROUND_PX: Final = 8
 """How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
 
 _FINE_PX: Final = 5
-"""Window of the Gaussian that tells shape and light, which are steadied, from fine detail."""
-_OWN_DETAIL: Final = 0.98
-"""Share of a frame's own fine detail in what is shown. A mean of frames averages detail away, and of what flickers it
-is the lesser part; with all of it, noise would be seen to boil."""
+"""Window of the Gaussian that tells shape and light, which are steadied, from fine detail, which is each frame's own: a
+mean of frames averages detail away, and of what flickers it is the lesser part."""
 
 
 @dataclass(slots=True)
@@ -63,17 +61,17 @@ def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32
 class Smooth(Stage):
     """Blends `painted` with the frame before, moved along with the face, and pastes it into the frame.
 
-    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail is
-    mostly that of each frame, and stays nearly as sharp as it was painted.
+    The weight of the past falls where the face bends or the light changes, so that nothing smears. Fine detail is that
+    of each frame, and stays nearly as sharp as it was painted.
 
     Args:
-        keep: weight of the frame before on a face that is still, 0..1: at 0.83 what is painted settles in about six
+        keep: weight of the frame before on a face that is still, 0..1: at 0.82 what is painted settles in about six
             frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
 
-    def __init__(self, keep: float = 0.83) -> None:
+    def __init__(self, keep: float = 0.82) -> None:
         self._keep = keep
 
     def open(self, context: Context) -> None:
@@ -101,8 +99,7 @@ class Smooth(Stage):
         if memory is not None and part is not None:
             past, bend = (memory.painted[part], 0.0) if face.still else _moved(memory, points, part)
             change = self._change(past, bend, now[part], face.pictures.mask[part])
-            broad = cv2.GaussianBlur(change, (_FINE_PX, _FINE_PX), 0)
-            shown = now[part] + cv2.addWeighted(broad, _OWN_DETAIL, change, 1 - _OWN_DETAIL, 0)
+            shown = now[part] + cv2.GaussianBlur(change, (_FINE_PX, _FINE_PX), 0)
             face.pictures.painted[part] = np.clip(shown + 0.5, 0, 255).astype(np.uint8)
             now[part] = shown
         self._memory[face.track_id] = _Memory(now, points)
