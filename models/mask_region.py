@@ -25,9 +25,8 @@ _BODY: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
 """What is narrower is no part of a mask's body. Between an ear loop and the body lies the cheek, which is no hole."""
 _BESIDE: Final = np.ones((7, 7), np.uint8)
 """How far beyond its body, on both sides together, a mask's corners and seams reach."""
-_LOOP_LIKELY: Final = 80
 _LOOP_PX: Final = 14
-"""A narrow part must be so likely, of 255, and so long, and begin at the body: it is an ear loop then."""
+"""A narrow part must be so long, and begin at the body: it is an ear loop then."""
 
 
 def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], smallest_px: int = 1) -> U8:
@@ -54,7 +53,7 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
     region = np.asarray(kept[labels], np.uint8)
     body = np.asarray(cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY), np.uint8)
     _fill_holes(region, body)
-    return _with_loops_only(region, body, np.asarray(whole, np.uint8))
+    return _with_loops_only(region, body)
 
 
 def _fill_holes(region: U8, body: U8) -> None:
@@ -67,14 +66,12 @@ def _fill_holes(region: U8, body: U8) -> None:
                 cv2.drawContours(x, [outline], -1, 255, cv2.FILLED)
 
 
-def _with_loops_only(region: U8, body: U8, probability: U8) -> U8:
+def _with_loops_only(region: U8, body: U8) -> U8:
     """The region without what is narrow and no ear loop."""
     beside = cv2.dilate(body, _BESIDE)
     solid = cv2.bitwise_and(region, beside)
-    narrow = region & ~beside & cv2.compare(probability, _LOOP_LIKELY, cv2.CMP_GE)
-    if not narrow.any():
-        return np.asarray(solid, np.uint8)
-    outlines, _ = cv2.findContours(np.asarray(narrow, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    narrow = np.asarray(region & ~beside, np.uint8)
+    outlines, _ = cv2.findContours(narrow, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     near, kept = cv2.dilate(solid, _BODY), np.zeros_like(region)
     loops = [o for o in outlines if max(cv2.boundingRect(o)[2:]) >= _LOOP_PX and near[o[:, 0, 1], o[:, 0, 0]].any()]
     cv2.drawContours(kept, loops, -1, 255, cv2.FILLED)
