@@ -264,8 +264,7 @@ class Segment(Stage):
         doubtful = [i for i, one in enumerate(found) if not self._shows_a_whole_mask(one)]
         if self._spread:
             doubtful = self._whose_turn(index, faces, doubtful)
-        for i in doubtful:
-            (closer,) = self._views(crops[i], (_CLOSER,))
+        for i, closer in zip(doubtful, self._views([(crops[i], _CLOSER) for i in doubtful]), strict=True):
             found[i] = np.asarray(np.maximum(found[i], closer), np.float32)
             shows_mask = cv2.countNonZero(cv2.compare(closer, _SURE, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
             self._closer[faces[i].track_id] = index, shows_mask
@@ -281,16 +280,17 @@ class Segment(Stage):
         aside = moments["m10"] / max(moments["m00"], 1.0) - CROP_SIZE / 2
         if abs(aside) < _ASIDE_PX:
             return found
-        return max(found, *self._views(crop, _LOWERED[aside > 0 :][:1]), key=_certain_mask)
+        return max(found, *self._views([(crop, _LOWERED[aside > 0])]), key=_certain_mask)
 
-    def _views(self, crop: U8, matrices: Sequence[F64]) -> list[F32]:
-        """(S, S) float32 0..255 each: how likely each pixel of a crop is mask, as seen in other views of it."""
-        size, border = (CROP_SIZE, CROP_SIZE), cv2.BORDER_REPLICATE
-        views = [cv2.warpAffine(crop, m, size, flags=cv2.INTER_LINEAR, borderMode=border) for m in matrices]
-        back = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    def _views(self, views: Sequence[tuple[U8, F64]]) -> list[F32]:
+        """(S, S) float32 0..255 each: how likely each pixel of crops is mask, as seen in other views of them."""
+        if not views:
+            return []
+        size, border, back = (CROP_SIZE, CROP_SIZE), cv2.BORDER_REPLICATE, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen = [cv2.warpAffine(crop, m, size, flags=cv2.INTER_LINEAR, borderMode=border) for crop, m in views]
         return [
             np.asarray(cv2.warpAffine(found.astype(np.float32), m, size, flags=back), np.float32)
-            for m, found in zip(matrices, self._engine(np.stack(views).astype(np.uint8, copy=False)), strict=True)
+            for (_, m), found in zip(views, self._engine(np.stack(seen).astype(np.uint8, copy=False)), strict=True)
         ]
 
     def _whose_turn(self, index: int, faces: Sequence[Face], doubtful: list[int]) -> list[int]:
