@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.blocks import ConvNorm, Residual, Up
-from unmask.models.enlarge import doubled
+from unmask.models.enlarge import doubled_apart
 
 _NONE = -7.0
 """Logit of what has not been learnt."""
@@ -47,9 +47,9 @@ class EarLoops(nn.Module):
         nn.init.constant_(self.head.bias, _NONE)
 
     def forward(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """(N, 3, H, W) -1..1 and the features to (N, 1, H, W) logits."""
+        """(N, 3, H, W) -1..1 and the features to logits, (N, 4, H / 2, W / 2) for `F.pixel_shuffle`."""
         seen = self.far(far, self.stem(F.pixel_unshuffle(x, 2)) + self.near(near))
-        return doubled(F.pixel_shuffle(self.head(self.body(seen)), 2))
+        return doubled_apart(F.pixel_shuffle(self.head(self.body(seen)), 2))
 
 
 class Segmenter(nn.Module):
@@ -95,10 +95,15 @@ class Segmenter(nn.Module):
         Returns:
             (N, 1, H, W) logits; above 0 where the mask is.
         """
-        return torch.maximum(*self.parts(rgb)).float()
+        return F.pixel_shuffle(torch.maximum(*self._apart(rgb)), 2).float()
 
     def parts(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the mask and for its ear loops, each (N, 1, H, W)."""
+        mask, loops = self._apart(rgb)
+        return F.pixel_shuffle(mask, 2), F.pixel_shuffle(loops, 2)
+
+    def _apart(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the mask and of its ear loops, each (N, 4, H / 2, W / 2) for `F.pixel_shuffle`."""
         x = 2.0 * rgb - 1.0
         x0 = F.relu(self.stem(F.pixel_unshuffle(F.avg_pool2d(x, 2), 2)))
         x1 = self.enc1(F.relu(self.down1(x0)))
@@ -107,6 +112,6 @@ class Segmenter(nn.Module):
         y2 = self.dec2(self.up2(x3, x2))
         y1 = self.dec1(self.up1(y2, x1))
         y0 = F.relu(self.dec0(self.up0(y1, x0)))
-        coarse = doubled(F.pixel_shuffle(self.head(y0), 2))
+        coarse = doubled_apart(F.pixel_shuffle(self.head(y0), 2))
         near = self.fine(self.fine_up(y0, self.fine_stem(F.pixel_unshuffle(x, 2))))
-        return coarse + F.pixel_shuffle(self.fine_head(near), 2), self.loops(x, y0, y1)
+        return coarse + self.fine_head(near), self.loops(x, y0, y1)

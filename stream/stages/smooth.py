@@ -65,13 +65,13 @@ class Smooth(Stage):
     of each frame, and stays nearly as sharp as it was painted.
 
     Args:
-        keep: weight of the frame before on a face that is still, 0..1: at 0.81 what is painted settles in about six
+        keep: weight of the frame before on a face that is still, 0..1: at 0.83 what is painted settles in about six
             frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
 
-    def __init__(self, keep: float = 0.81) -> None:
+    def __init__(self, keep: float = 0.83) -> None:
         self._keep = keep
 
     def open(self, context: Context) -> None:
