@@ -1,5 +1,6 @@
 """Data, training, export and evaluation, end to end on a few crops of the portrait."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load, weights_file
 from unmask.models.export import mean_of
+from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import STEP_PX, USUAL
 from unmask.models.segmenter import Segmenter
+from unmask.stream.stills import crops_of_faces
 from unmask.train import inpainter, segmenter
 from unmask.train.config import Loss, Phase, Recipe
 from unmask.train.data import FaceCrops, augment, draws, prefetch, prepare_crops
@@ -233,6 +236,42 @@ def test_ear_loops_are_what_is_long_narrow_and_begins_at_the_mask(labels: Path, 
     assert "give another folder" in str(result.exception)
 
 
+def test_ear_loops_drawn_by_hand_come_in_place_of_those_seen(portrait: Portrait, labels: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures" / "masked"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "masked.png"), portrait.masked[..., ::-1])
+    (matrix,) = crops_of_faces(portrait.masked)
+    back = cv2.invertAffineTransform(matrix)
+    x, y, ear_x, ear_y, high_x, high_y = transform_points(back, np.array([[128, 128], [220, 70], [200, 60]])).flat
+    width = 6 / np.sqrt(np.linalg.det(matrix[:, :2]))
+    name, old = PseudoLabels.names(labels)[0], PseudoLabels.open(labels)
+    name = f"masked/{Path(name).name}"
+    (labels_of := tmp_path / "labels").mkdir()
+    for array in ("crops", "labels"):
+        np.save(labels_of / f"{array}.npy", getattr(old, array))
+    (labels_of / "index.json").write_text(json.dumps([name]))
+    lines = tmp_path / "lines.csv"
+    lines.write_text(
+        f"file,x,y,width,points\n{name},{x},{y},{width},{ear_x} {ear_y} {high_x} {high_y}\n"
+        f"{name},{x - 9e3},{y},0,\n"  # a face that is not there
+    )
+    out, command = tmp_path / "out", ["data", "loops", str(labels_of), "--lines", str(lines), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, "--pictures", str(tmp_path / "pictures"), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "1 faces by hand, 0 others" in result.output
+    assert PseudoLabels.names(out) == [name] * 3
+    new = PseudoLabels.open(out).labels[0]
+    assert (new[64:67, 208:212] == 230).all(), "the line is mask"
+    assert (new[40:53, 180:240] == 0).all(), "nothing beside it is"
+    assert ((new > 127) & (old.labels[0] > 127)).sum() > 0.9 * (old.labels[0] > 127).sum()
+
+    result = CliRunner().invoke(app, [*command, "-o", str(out)])
+    assert "name them with --pictures" in str(result.exception)
+    lines.write_text("file,x,y\na,1,2\n")
+    result = CliRunner().invoke(app, [*command, "-o", str(out)])
+    assert "as a list of file,x,y,width,points" in str(result.exception)
+
+
 def test_membrane_goes_on_where_values_are_trusted() -> None:
     ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64).contiguous()
     trust = torch.ones(1, 1, 64, 64)
@@ -257,6 +296,35 @@ def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     assert (hidden < 0.6).all()
     traces = ((batch.seen - batch.truth).abs().amax(1, keepdim=True) * (1 - batch.mask)).amax((1, 2, 3)) > 0.05
     assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
+
+
+def test_holes_take_in_what_lies_beside_a_mask() -> None:
+    hidden = np.zeros((128, 128), np.float32)
+    hidden[60:100, 40:90] = 1
+    for seed in range(20):
+        more = inpainter.spilled(hidden, np.random.default_rng(seed))
+        assert set(np.unique(more)) == {0, 1}
+        assert (more >= hidden).all()
+        assert cv2.connectedComponents(more.astype(np.uint8))[0] == 2, "one hole"
+        assert more.mean() < 0.35
+    grown = [inpainter.spilled(hidden, np.random.default_rng(seed)).sum() > hidden.sum() for seed in range(20)]
+    assert sum(grown) > 10
+    assert not inpainter.spilled(np.zeros_like(hidden), np.random.default_rng(0)).any()
+
+
+def test_faces_photographed_aside_are_drawn_more_often(crops: Path) -> None:
+    data = FaceCrops.open(crops)
+    assert len(inpainter.photographed_aside(data, np.arange(8))) == 0, "the portrait looks ahead"
+    turned = data.points.copy()
+    turned[5, 234, 2] += turned[5, 454, 0] - turned[5, 234, 0]  # one ear is as far behind the other as they are apart
+    data = dataclasses.replace(data, points=turned)
+    assert list(inpainter.photographed_aside(data, np.arange(8))) == [5]
+    first, second = (
+        inpainter.make_training_batch(data, draws(np.arange(32) % 8, 3), 64, aside=aside)
+        for aside in (None, np.array([5]))
+    )
+    changed = (first.truth - second.truth).abs().amax((1, 2, 3)) > 0
+    assert 0 < changed.sum() < 16
 
 
 @pytest.mark.parametrize("in_front", [True, False])

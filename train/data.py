@@ -264,9 +264,12 @@ def augment(
 
 
 def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
-    """(S, S, 3) float32: the upper corner of some crop, enlarged."""
+    """(S, S, 3) float32: the upper corner of some crop, enlarged, or beside its mirror images as sharp as it is."""
     crop = faces.crops[rng.integers(len(faces.names))]
     corner = crop[:80, : crop.shape[1] * 3 // 8] if rng.random() < 0.5 else crop[:80, crop.shape[1] * 5 // 8 :]
+    if rng.random() < 0.5:
+        down, right = (CROP_SIZE - n for n in corner.shape[:2])
+        corner = cv2.copyMakeBorder(corner, down, 0, 0, right, cv2.BORDER_REFLECT)
     return np.asarray(cv2.resize(corner, (size, size), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
 
 

@@ -28,14 +28,21 @@ F32 = npt.NDArray[np.float32]
 
 WORN_SHARE = 0.35
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
-TURNED_SHARE = 0.2
+TURNED_SHARE = 0.5
 """How many training faces are turned aside: few pictures show profiles."""
+_ASIDE_SHARE = 0.1
+"""How many are drawn from those that were photographed from aside, by more than `_ASIDE` degrees."""
+_ASIDE = 25.0
+_LEFT_EAR, _RIGHT_EAR = 234, 454
 RAISED_SHARE = 0.06
 """How many holes are those of masks over the eyes: while one is put on, it is drawn over them."""
+SPILLED_SHARE = 0.12
+"""How many holes take in something beside the mask, as segmenters do with collars and walls in profile: that is to be
+what it was, and not skin."""
 _SHIFTED: Mapping[Shift, float] = {(0, 1): 0.1, (1, 0): 0.03, (-1, 0): 0.03, (1, 1): 0.02, (-1, 1): 0.02}
 """How many crops lie elsewhere, as for masks that the usual one would cut off."""
-MOST_TURNED = 65.0
-"""Degrees; beyond that the turned pictures are no longer good enough to paint from."""
+MOST_TURNED = 88.0
+"""Degrees. Beyond 65 the turned pictures are crude; without them a mask in profile is painted as skin to its tip."""
 _WHOLE_SHARE = 0.95
 """Only crops that lie in their picture by that much are turned: what is beyond the border would be seen as a face."""
 GLASSES_SHARE = 0.15
@@ -106,8 +113,10 @@ def turned_face(
     bare, points = turn_head(Masked(sample.rgb, np.zeros_like(hidden)), sample.points, behind, turn)
     worn, _ = turn_head(Masked(seen, hidden), sample.points, behind, turn)
     to_crop = np.diag([size / CROP_SIZE, size / CROP_SIZE]) @ canonical_crop(points)
-    strayed = cv2.getRotationMatrix2D((size / 2, size / 2), float(rng.normal(0, 4)), float(np.exp(rng.normal(0, 0.05))))
-    strayed[:, 2] += rng.normal(0, 0.02 * size, 2)
+    strayed = cv2.getRotationMatrix2D(
+        (size / 2, size / 2), float(rng.normal(0, 8)), float(np.exp(rng.normal(0.03, 0.09)))
+    )
+    strayed[:, 2] += rng.normal(0, 0.04 * size, 2)  # trackers are less sure of profiles
     matrix = strayed @ np.vstack([to_crop, [0, 0, 1]])
     truth, rgb, coverage = (
         np.asarray(cv2.warpAffine(x, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE), np.float32)
@@ -117,6 +126,18 @@ def turned_face(
     depth = points[:, 2:] * np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     moved = np.concatenate([transform_points(matrix, points), depth], axis=1).astype(np.float32)
     return Sample(truth, np.ones((size, size), np.float32), moved), rgb, region
+
+
+def spilled(hidden: F32, rng: np.random.Generator) -> F32:
+    """(S, S) float32 0/1: what is hidden, and an oval that begins there."""
+    rows, columns = np.nonzero(hidden)
+    if not len(rows):
+        return hidden
+    one, size = int(rng.integers(len(rows))), len(hidden)
+    axes = (round(size * rng.uniform(0.03, 0.2)), round(size * rng.uniform(0.03, 0.12)))
+    oval = np.zeros(hidden.shape, np.uint8)
+    cv2.ellipse(oval, (int(columns[one]), int(rows[one])), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return np.maximum(hidden, oval.astype(np.float32))
 
 
 def disc(radius: int) -> npt.NDArray[np.uint8]:
@@ -131,20 +152,29 @@ def make_batch(data: FaceCrops, indices: Indices, size: int, seed: int) -> Batch
     return _stack([(s, s.rgb, hidden_region(s.points, rng, (size, size))) for s in samples])
 
 
-def make_training_batch(data: FaceCrops, drawn: Sequence[Draw], size: int, templates: Sequence[Template] = ()) -> Batch:
-    """Draw a batch for training; the same arguments give the same batch."""
+def photographed_aside(data: FaceCrops, indices: Indices) -> Indices:
+    """Which of these faces look aside."""
+    across = data.points[indices, _LEFT_EAR] - data.points[indices, _RIGHT_EAR]
+    return np.asarray(indices[np.abs(across[:, 2]) > np.tan(np.radians(_ASIDE)) * np.abs(across[:, 0])])
+
+
+def make_training_batch(
+    data: FaceCrops, drawn: Sequence[Draw], size: int, templates: Sequence[Template] = (), aside: Indices | None = None
+) -> Batch:
+    """Draw a batch for training, now and then a face from `aside`; the same arguments give the same batch."""
     made = []
     for draw in drawn:
         rng = draw.rng
-        sample, frame = _as_met(augment(data, draw.face, size, rng, shift=_random_shift(rng)), rng)
+        face = int(rng.choice(aside)) if rng.random() < _ASIDE_SHARE and aside is not None else draw.face
+        sample, frame = _as_met(augment(data, face, size, rng, shift=_random_shift(rng)), rng)
         if rng.random() < TURNED_SHARE and sample.inside.mean() > _WHOLE_SHARE:
-            made.append(turned_face(sample, background(data, size, rng), rng, templates))
+            sample, seen, hidden = turned_face(sample, background(data, size, rng), rng, templates)
         else:
             seen, hidden = draw_region(sample, rng, templates)
             if rng.random() < _IN_FRONT_SHARE:
                 seen = seen + frame[..., None] * (sample.rgb - seen)
                 hidden = hidden * (frame < 0.1)
-            made.append((sample, seen, hidden))
+        made.append((sample, seen, spilled(hidden, rng) if rng.random() < SPILLED_SHARE else hidden))
     return _stack(made)
 
 
@@ -196,9 +226,11 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
 
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
         super().__init__(recipe, build, self.losses, draws=True, segments=False)
+        aside = photographed_aside(self.faces, self.training)
+        self.aside = aside if len(aside) else None
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        return make_training_batch(self.faces, self.draws(phase, seed), phase.size, self.templates)
+        return make_training_batch(self.faces, self.draws(phase, seed), phase.size, self.templates, self.aside)
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,8 +40,8 @@ _LOOP_LIKELY: Final = 0.28
 _LOOP_FAINT: Final = 0.04
 """What may be a loop is labelled neither as one nor as none."""
 _NO_LABEL: Final = np.uint8(26)
-_LOOP_LABEL: Final = np.uint8(230)
-_LOOP_WIDTH: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+LOOP_LABEL: Final = np.uint8(230)
+LOOP_WIDTH: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
 _LOOP_LONG_PX: Final = 24
 _HEADROOM_PX: Final = 50
 """No ear loop reaches that far up in a canonical crop; hair does."""
@@ -146,7 +146,22 @@ def label_pictures(
     return counts
 
 
-def add_loops(engine: Engine, labels: "PseudoLabels", names: Sequence[str], out: Path, progress: Progress) -> int:
+_BY_HAND_TIMES: Final = 3
+"""How often faces that were labelled by hand are written: they are surer than others."""
+
+
+class Lined(NamedTuple):
+    """Faces whose ear loops were drawn by hand: crops (256, 256, 3) uint8, labels (256, 256) uint8 probability 0..255,
+    folder and file of each."""
+
+    crops: list[U8]
+    labels: list[U8]
+    names: list[str]
+
+
+def add_loops(
+    engine: Engine, labels: "PseudoLabels", names: Sequence[str], lined: Lined, out: Path, progress: Progress
+) -> int:
     """Add to labels the ear loops that another segmenter sees: what is narrow, long, and begins at the mask.
 
     A segmenter that was taught ear loops finds them well and masks less well; of its labels this takes the loops only.
@@ -155,28 +170,33 @@ def add_loops(engine: Engine, labels: "PseudoLabels", names: Sequence[str], out:
         engine: that segmenter.
         labels: written by `label_pictures`.
         names: of the pictures.
+        lined: come in place of the faces of those files.
         out: a folder of the same kind, made if need be.
         progress: is told how many of how many pictures are done.
 
     Returns:
-        On how many pictures there are loops.
+        On how many pictures there are loops, the lined ones not counted.
     """
-    crops, added, found = [], [], 0
-    for done, (crop, label) in enumerate(zip(labels.crops, labels.labels, strict=True)):
+    crops, added, files = lined.crops * _BY_HAND_TIMES, lined.labels * _BY_HAND_TIMES, lined.names * _BY_HAND_TIMES
+    by_hand, found = set(lined.names), 0
+    for done, (crop, label, name) in enumerate(zip(labels.crops, labels.labels, names, strict=True)):
         progress(done, len(labels.crops))
+        if name in by_hand:
+            continue
         crops.append(np.ascontiguousarray(crop))
         seen = mean_over_views(engine, crops[-1])
         loops = loops_of(seen > _LOOP_LIKELY, label > 127)
         found += bool(loops.any())
         doubtful = np.where(seen > _LOOP_FAINT, np.maximum(label, _NO_LABEL), label)
-        added.append(np.where(loops, np.maximum(label, _LOOP_LABEL), doubtful))
-    _write(out, crops, added, list(names))
+        added.append(np.where(loops, np.maximum(label, LOOP_LABEL), doubtful))
+        files.append(name)
+    _write(out, crops, added, files)
     return found
 
 
 def loops_of(seen: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """(S, S) bool: which of what is seen are ear loops of a mask."""
-    body = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_OPEN, _LOOP_WIDTH) > 0
+    body = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_OPEN, LOOP_WIDTH) > 0
     narrow = seen & ~body & ~mask
     narrow[:_HEADROOM_PX] = False
     beside = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0

@@ -29,21 +29,30 @@ class Turn:
 
     Attributes:
         yaw: positive towards the right of the picture.
-        pitch: positive downwards.
+        pitch: positive downwards, of the head as it is seen.
+        nod: positive downwards, of the head before it turns: what leans the profile.
         puff: how far the mask stands off the face, in distances of the outer eye corners.
         axis: where between the tip of the nose (0) and the ears (1) the head turns.
     """
 
     yaw: float
     pitch: float = 0.0
+    nod: float = 0.0
     puff: float = 0.1
     axis: float = 0.5
 
 
+_UPRIGHT: Final = -8.0
+"""Degrees: as the landmarks have it, people on pictures lean their heads forward by that, and their chins recede."""
+
+
 def random_turn(rng: np.random.Generator, most: float = 82.0) -> Turn:
-    """Anything from a fifth turned to `most` degrees, by default almost full profile."""
+    """Anything from a fifth turned to `most` degrees, by default almost full profile, under a mask that is flat or
+    stands out."""
     yaw = float(np.radians(rng.uniform(20, most))) * (1 if rng.random() < 0.5 else -1)
-    return Turn(yaw, float(np.radians(rng.normal(0, 7))), rng.uniform(0.0, 0.3), rng.uniform(0.4, 0.8))
+    puff = rng.uniform(0.0, 0.3) if rng.random() < 0.5 else rng.uniform(0.3, 0.6)
+    pitch, nod = (float(np.radians(rng.normal(mean, deviation))) for mean, deviation in ((0, 7), (_UPRIGHT, 5)))
+    return Turn(yaw, pitch, nod, puff, rng.uniform(0.4, 0.8))
 
 
 def _depth(points: F32, size: int) -> F32:
@@ -88,9 +97,13 @@ def _surface(masked: Masked, points: F32, puff: float) -> F32:
 
 def _rotation(turn: Turn) -> npt.NDArray[np.float64]:
     """(3, 3): of x to the right, y down, z away from the camera."""
-    cy, sy, cp, sp = np.cos(turn.yaw), np.sin(turn.yaw), np.cos(turn.pitch), np.sin(turn.pitch)
-    yaw = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
-    return np.asarray(np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]) @ yaw)
+
+    def down(angle: float) -> npt.NDArray[np.float64]:
+        c, s = np.cos(angle), np.sin(angle)
+        return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+    c, s = np.cos(turn.yaw), np.sin(turn.yaw)
+    return np.asarray(down(turn.pitch) @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]) @ down(turn.nod))
 
 
 def turn_head(masked: Masked, points: F32, behind: F32, turn: Turn) -> tuple[Masked, F32]:
@@ -117,6 +130,7 @@ def turn_head(masked: Masked, points: F32, behind: F32, turn: Turn) -> tuple[Mas
     source = np.stack([columns * (size / finer[0]), rows * (size / finer[1])], axis=1)
     where = (np.column_stack([source, depth[rows, columns]]) - pivot) @ rotation.T + pivot
     came_from, seen = _splat(where, source.astype(np.float32), size)
+    came_from = cv2.medianBlur(came_from, 5)  # where the surface is stretched, what is behind it shows through as dots
     rgb, coverage = (
         cv2.remap(x, came_from[..., 0], came_from[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         for x in (masked.rgb, masked.coverage)

@@ -85,6 +85,11 @@ def label(
 def loops(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Folder written by `unmask data label`.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the arrays are written.")],
+    lines: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Ear loops drawn by hand: file,x,y,width,points, px of the pictures."),
+    ] = None,
+    pictures: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Where those pictures lie.")] = None,
     device: _Device = "auto",
 ) -> None:
     """Add the ear loops that the present segmenter sees to labels of another one.
@@ -92,15 +97,21 @@ def loops(
     Name a folder with a segmenter that was taught ear loops in UNMASK_WEIGHTS.
     """
     from unmask.models.engine import choose, load
-    from unmask.train.pseudo import PseudoLabels, add_loops
+    from unmask.stream.stills import crops_of_faces
+    from unmask.train.loop_lines import label_lined, read_lines
+    from unmask.train.pseudo import Lined, PseudoLabels, add_loops
 
     known, names = PseudoLabels.open(labels), PseudoLabels.names(labels)
     if output.resolve() == labels.resolve():
         raise UserError("--output is LABELS itself; give another folder")
-    engine = load("segmenter", choose(device))
+    listed = read_lines(lines) if lines else []
+    engine, lined = load("segmenter", choose(device)), Lined([], [], [])
+    if listed:
+        with counting("faces") as progress:
+            lined = label_lined(engine, listed, pictures or [], crops_of_faces, progress)
     with counting("pictures") as progress:
-        found = add_loops(engine, known, names, output, progress)
-    print(f"{len(names)} labels in {output}, {found} with ear loops")
+        found = add_loops(engine, known, names, lined, output, progress)
+    print(f"labels in {output}: {len(lined.names)} faces by hand, {found} others with ear loops")
 
 
 @data.command()
