@@ -22,6 +22,14 @@ _FADES: Final = 0.8
 """Where so little of the frame before is left, the mask has not moved, but the network doubts."""
 _GONE: Final = 0.3
 """Of a mask: with less it has gone."""
+_SURE: Final = 127.5
+_BEYOND_DOUBT: Final = 242.0
+_FAINT: Final = 25.0
+"""Of 255."""
+_BROAD: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+"""What is narrower may be an ear loop."""
+_REACH: Final = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (33, 33))
+"""How far a mask may move, or be found to reach, from one frame to the next."""
 
 
 @dataclass(slots=True)
@@ -50,6 +58,15 @@ def steadied(now: F32, before: F32) -> F32:
     """The probability of a frame, and that of the frame before as far as the mask keeps still in the crop."""
     weight = _weight_of_before(now, before)
     return np.asarray(cv2.addWeighted(now, 1 - weight, before, weight, 0), np.float32)
+
+
+def near_before(now: F32, before: F32) -> F32:
+    """The probability of a frame without what is broad, far from the mask of the frame before, and not beyond doubt:
+    from the side, walls, cars and collars in the colour of a mask are taken for parts of it, for a frame or two."""
+    near = cv2.dilate(cv2.compare(before, _SURE, cv2.CMP_GT), _REACH)
+    away = cv2.inRange(now, _FAINT, _BEYOND_DOUBT) & ~near
+    broad = cv2.dilate(cv2.morphologyEx(away, cv2.MORPH_OPEN, _BROAD), _BROAD) & ~near
+    return np.asarray(np.where((broad > 0) & (now < _BEYOND_DOUBT), 0, now), np.float32)
 
 
 def has_gone(now: F32, before: F32) -> bool:

@@ -17,6 +17,7 @@ from unmask.models.placement import placed
 from unmask.stream.frame import U8, Frame
 from unmask.stream.mask_shape import MaskShape
 from unmask.stream.stage import Context, Stage
+from unmask.stream.stages import segment as segment_stage
 from unmask.stream.stages.inpaint import Inpaint
 from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
@@ -328,6 +329,29 @@ def test_a_mask_that_is_hardly_seen_in_profile_is_looked_at_with_the_head_lowere
     assert (frame.faces[0].mask_score > 0.9) is seen
     assert frame.faces[0].pictures.mask[170, 160] == 255
     assert (next(views, None) is None) is seen, "looked at once more"
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_what_looks_like_a_mask_far_from_it_is_left_on_a_head_in_profile(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, aside: bool
+) -> None:
+    worn = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+    worn[0, 130:200, 80:180] = 255
+    spilled = worn.copy()
+    spilled[0, 130:160, 180:250] = 200  # a wall
+    spilled[0, 190:194, 180:240] = 200  # an ear loop
+    spilled[0, 200:240, 80:180] = 255  # more of the mask
+    segment = Segment("cpu")
+    segment.open(Context(portrait.frame(masked=False).layout))
+    monkeypatch.setattr(segment_stage, "_looks_aside", lambda face: aside)
+    for index, probability in enumerate((worn, spilled)):
+        monkeypatch.setattr(segment, "_engine", lambda crops, p=probability: np.repeat(p, len(crops), axis=0))
+        (frame,) = segment.process(portrait.frame(masked=False, index=index))
+    mask = frame.faces[0].pictures.mask
+    assert mask[145, 187] == 255, "a mask may reach a little further than before"
+    assert bool(mask[145, 230] == 0) is aside
+    assert mask[192, 225] == 255
+    assert mask[225, 130] == 255
 
 
 @pytest.mark.parametrize(("sure", "painted"), [(180, False), (250, True)])

@@ -13,7 +13,7 @@ from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
 from unmask.models.placement import USUAL, Shift, better_shift, placed
 from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import F64, U8, Face, Frame
-from unmask.stream.mask_memory import Memory, carried, has_gone, steadied
+from unmask.stream.mask_memory import Memory, carried, has_gone, near_before, steadied
 from unmask.stream.mask_shape import MaskShape
 from unmask.stream.stage import Context, Stage
 
@@ -206,6 +206,8 @@ class Segment(Stage):
         memory, now = self._memory.get(face.track_id), probability
         held = 0
         if memory is not None and memory.probability is not None:
+            if memory.masked and not again and not face.reset and _looks_aside(face):
+                now = probability = near_before(now, carried(memory.probability, memory.crop_from_frame, face))
             slips = memory.masked and self._is_a_slip(face, memory, again)
             if slips and has_gone(now, memory.probability):
                 probability, held = carried(memory.probability, memory.crop_from_frame, face), memory.held + 1
