@@ -36,6 +36,14 @@ _PROOFS: Final = 4
 _SETTLED: Final = 8
 """Close looks in a row that found a face which leaves some doubt, after which it may be moved along as others are."""
 
+_LEAN_SCORE: Final = 0.9
+_LEAN_SHARE: Final = (0.06, 0.3)
+"""Share of a frame in how a head leans and how large it is, where the face is in doubt: in profile points slip, and a
+crop that lies turned is neither segmented nor painted well."""
+_BACK_SHARE: Final = 0.4
+_LEANS_AS_SEEN: Final = 0.1
+"""In radians and in log scale: from there on it follows a face that is certain again."""
+
 _CROP_FILTER: Final = OneEuroSettings(min_cutoff_hz=0.5, beta=45.0, speed_cutoff_hz=2.0)
 _POINT_FILTER: Final = OneEuroSettings(min_cutoff_hz=1.0, beta=45.0, speed_cutoff_hz=2.0)
 
@@ -69,6 +77,7 @@ class FaceTrack:
         restless: how often in a row it was tried whether it keeps still, and it did not.
         landmarks_px: (468, 3) float32, filtered.
         crop: filtered.
+        steady_crop: the same, leaning no more from one frame to the next than heads do. This is the one that is given.
         appearance: (N,) float32, usual colours of the head (`unmask.stream.face_finder.Finder.appearance`).
     """
 
@@ -77,6 +86,7 @@ class FaceTrack:
         self.trusted = trusted
         self.appearance = appearance
         self._certain = int(sighting.score >= _CERTAIN_SCORE)
+        self.steady_crop = crop_pose(sighting.landmarks_px)
         self.proofs = 1
         self.waits = 0
         self.unsure: Sighting | None = None
@@ -92,11 +102,25 @@ class FaceTrack:
         self.still, self.quiet, self.calm, self.restless = False, True, 0, 0
         self._posed = self.raw_px, crop_pose(self.raw_px)
         self.landmarks_px, self.crop = self._posed
+        if self.score >= _LEAN_SCORE:
+            self.steady_crop = self.crop
+        self._lean()
         self._framing = np.zeros(4)
         self._frame(sighting, 1.0)
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)
         self._filtered_crop = OneEuro(_CROP_FILTER, _vector(self.crop), seconds)
+
+    def _lean(self) -> None:
+        """Follow how the head leans and how large it is: at once where the face is certain, and was before."""
+        old = self.steady_crop
+        turned, larger = math.remainder(self.crop.roll - old.roll, math.tau), math.log(self.crop.scale / old.scale)
+        share = _LEAN_SHARE
+        if self.score >= _LEAN_SCORE:
+            back = max(abs(turned), abs(larger)) > _LEANS_AS_SEEN
+            share = (_BACK_SHARE, _BACK_SHARE) if back else (1.0, 1.0)
+        roll, scale = old.roll + share[0] * turned, old.scale * math.exp(share[1] * larger)
+        self.steady_crop = self.crop._replace(roll=roll, scale=scale)
 
     def confirm(self, sighting: Sighting) -> None:
         """Note that a close look has found the face."""
@@ -145,6 +169,7 @@ class FaceTrack:
         self.crop = self.crop._replace(x=self.crop.x + x, y=self.crop.y + y)
         self._pose = self._pose._replace(x=self._pose.x + x, y=self._pose.y + y)
         self._step = 0.8 * self._step
+        self._lean()
 
     def carry(self, movement: F64, seconds: float) -> None:
         """Go on with the face where it only moves: points and crop go with it.
@@ -157,6 +182,7 @@ class FaceTrack:
         before = self.crop
         self.crop, self._pose = _carried_pose(self.crop, movement), _carried_pose(self._pose, movement)
         self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
+        self.steady_crop = _carried_pose(self.steady_crop, movement)
         self._filtered_crop.carry(_vector(self._pose), _vector(self.crop), seconds)
         self._filtered_points.carry(self.raw_px.astype(np.float64), self.landmarks_px.astype(np.float64), seconds)
         self.still, self.seen_seconds = True, seconds
@@ -209,6 +235,7 @@ class FaceTrack:
         before = self.crop
         self.crop = _crop(self._filtered_crop(_vector(pose), seconds, np.array([1.0, 1.0, pose.scale, pose.scale])))
         self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
+        self._lean()
         points = self._filtered_points(landmarks_px.astype(np.float64), seconds, np.array(pose.scale))
         self.landmarks_px = points.astype(np.float32)
 

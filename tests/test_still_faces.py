@@ -138,6 +138,38 @@ def test_a_carried_track_goes_where_the_movement_takes_it(portrait: Portrait) ->
     assert np.abs(track.crop.matrix() - crop_pose(seen).matrix()).max() < 0.05
 
 
+def leaning(points: npt.NDArray[np.float32], degrees: float) -> npt.NDArray[np.float32]:
+    """Points of a face, turned about their middle in the picture."""
+    middle = points[:, :2].mean(axis=0)
+    turn = cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), -degrees, 1.0)
+    return np.column_stack([transform_points(turn, points), points[:, 2]])
+
+
+def test_a_head_in_doubt_does_not_lean_from_one_frame_to_the_next(portrait: Portrait) -> None:
+    points = on_frame(portrait)
+    track = FaceTrack(0, Sighting(points, 1.0, 1.0), 0.0, True, np.ones(1, np.float32))
+    upright = track.crop.roll
+
+    def seen(frames: int, score: float, degrees: float) -> float:
+        for _ in range(frames):
+            track.confirm(Sighting(leaning(points, degrees), score, score))
+            track.advance(leaning(points, degrees), track.seen_seconds + 1 / FPS)
+        return float(np.degrees(track.steady_crop.roll - upright))
+
+    assert seen(2, 0.5, 40.0) < 6
+    assert np.degrees(track.crop.roll - upright) > 25
+    assert seen(1, 0.5, 0.0) < 6
+    assert seen(80, 0.5, 40.0) > 35, "it may have leant after all"
+    assert 8 < seen(1, 1.0, 0.0) < 38, "back, but not at a jump"
+    assert seen(8, 1.0, 0.0) < 2
+    lean = seen(1, 1.0, 4.0)
+    assert lean == pytest.approx(np.degrees(track.crop.roll - upright)), "a certain face leans as it is seen"
+    movement = compose(placed(330, 236, 0.82, 0.04), inverse_affine(PLACE))
+    before = track.steady_crop.matrix()
+    track.carry(movement, track.seen_seconds + 1 / FPS)
+    np.testing.assert_allclose(compose(track.steady_crop.matrix(), movement), before, atol=1e-6)
+
+
 def test_a_filter_that_is_carried_neither_lags_nor_jumps() -> None:
     smooth = OneEuro(OneEuroSettings(0.5, 0.0), np.zeros(1), 0.0)
     for i in range(1, 11):

@@ -17,12 +17,23 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
-    *("inpainter", "inpainter-identity", "segmenter", "segmenter-real", "ear-loops", "context-encoder", "gated"),
-    *("fourier", "attention", "din2020", "oagan", "segmenter-imagenet", "detector", "landmarker"),
+    *("inpainter", "inpainter-identity", "inpainter-profile", "segmenter", "segmenter-real", "ear-loops"),
+    *(
+        "context-encoder",
+        "gated",
+        "fourier",
+        "attention",
+        "din2020",
+        "oagan",
+        "segmenter-imagenet",
+        "detector",
+        "landmarker",
+    ),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
     "inpainter-identity": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-profile": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
     "ear-loops": ["sizes.width=4", "start=", "losses={bce: 1000}"],

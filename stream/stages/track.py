@@ -463,7 +463,7 @@ class Track(Stage):
                 box_px=track.box_px,
                 score=track.score,
                 landmarks_px=track.landmarks_px,
-                crop_from_frame=track.crop.matrix(),
+                crop_from_frame=track.steady_crop.matrix(),
                 reset=track.fresh,
                 pictures=frame.face_pictures(position),
                 still=track.still,
