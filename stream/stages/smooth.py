@@ -26,7 +26,7 @@ _STILL_PX: Final = 0.15
 _AROUND_PX: Final = 8
 """How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
 
-_FINE_PX: Final = 5
+_FINE_PX: Final = 7
 """Window of the Gaussian that tells shape and light, which are steadied, from fine detail, which is each frame's own: a
 mean of frames averages detail away, and of what flickers it is the lesser part."""
 
