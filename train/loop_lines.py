@@ -1,4 +1,4 @@
-"""Ear loops of real masks that were drawn by hand as lines: what a network that was taught drawn ones does not see."""
+"""Ear loops of real masks that were traced by eye as lines: what a network that was taught drawn ones does not see."""
 
 import csv
 from collections import defaultdict
