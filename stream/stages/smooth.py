@@ -26,7 +26,7 @@ _STILL_PX: Final = 0.15
 _AROUND_PX: Final = 8
 """How far around the mask what is painted is steadied: the mask moves a little from frame to frame."""
 
-_FINE_PX: Final = 7
+_FINE_PX: Final = 5
 """Window of the Gaussian that tells shape and light, which are steadied, from fine detail, which is each frame's own: a
 mean of frames averages detail away, and of what flickers it is the lesser part."""
 
@@ -65,13 +65,13 @@ class Smooth(Stage):
     of each frame, and stays nearly as sharp as it was painted.
 
     Args:
-        keep: weight of the frame before on a face that is still, 0..1: at 0.83 what is painted settles in about six
+        keep: weight of the frame before on a face that is still, 0..1: at 0.8 what is painted settles in about six
             frames, at 0 each frame stands alone.
     """
 
     name: ClassVar[str] = "smooth"
 
-    def __init__(self, keep: float = 0.83) -> None:
+    def __init__(self, keep: float = 0.80) -> None:
         self._keep = keep
 
     def open(self, context: Context) -> None:
