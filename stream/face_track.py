@@ -41,6 +41,7 @@ _LEAN_SHARE: Final = (0.06, 0.3)
 """Share of a frame in how a head leans and how large it is, where the face is in doubt: in profile points slip, and a
 crop that lies turned is neither segmented nor painted well."""
 _BACK_SHARE: Final = 0.4
+"""Of both, where the doubt is small, and where the face is certain again."""
 _LEANS_AS_SEEN: Final = 0.1
 """In radians and in log scale: from there on it follows a face that is certain again."""
 
@@ -115,7 +116,7 @@ class FaceTrack:
         """Follow how the head leans and how large it is: at once where the face is certain, and was before."""
         old = self.steady_crop
         turned, larger = math.remainder(self.crop.roll - old.roll, math.tau), math.log(self.crop.scale / old.scale)
-        share = _LEAN_SHARE
+        share = _LEAN_SHARE if self.score < _CERTAIN_SCORE else (_BACK_SHARE, _BACK_SHARE)
         if self.score >= _LEAN_SCORE:
             back = max(abs(turned), abs(larger)) > _LEANS_AS_SEEN
             share = (_BACK_SHARE, _BACK_SHARE) if back else (1.0, 1.0)
