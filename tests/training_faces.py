@@ -18,17 +18,8 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "inpainter-identity", "inpainter-profile", "segmenter", "segmenter-real", "ear-loops"),
-    *(
-        "context-encoder",
-        "gated",
-        "fourier",
-        "attention",
-        "din2020",
-        "oagan",
-        "segmenter-imagenet",
-        "detector",
-        "landmarker",
-    ),
+    *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
+    *("detector", "landmarker"),
 )
 SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
