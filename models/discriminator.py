@@ -1,5 +1,6 @@
-"""The discriminator: tells painted faces from real ones, patch by patch; used in training only."""
+"""The discriminators: tell painted faces from real ones, patch by patch; used in training only."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -42,3 +43,58 @@ class PatchDiscriminator(nn.Module):
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
         return _GAIN * self.score(x).float(), features
+
+
+class FeatureDiscriminator(nn.Module):
+    """Judges what a network that was trained on other pictures makes of a face, instead of its pixels (Projected GANs,
+    Sauer et al. 2021, arXiv:2111.01007): it need not learn from these few faces what a mouth is. Each map has a judge
+    of its own, behind a mixture of its channels that is drawn once and never learnt, so that no few channels decide.
+
+    Args:
+        channels: of each map, by its name.
+        width: channels of each judge.
+    """
+
+    def __init__(self, channels: Mapping[str, int], width: int = 64) -> None:
+        super().__init__()
+        self.judges = nn.ModuleDict({name: _judge(width) for name in channels})
+        for name, count in channels.items():
+            mixture = nn.init.orthogonal_(torch.empty(width, count), 2.0)
+            self.register_buffer(f"mixture_{name}", mixture[..., None, None])
+            self.register_buffer(f"size_{name}", torch.zeros(1, count, 1, 1))
+
+    def forward(self, maps: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Judge pictures.
+
+        Args:
+            maps: (N, C, h, w) each, by name; the first call sets what size of their values is usual.
+            mask: (N, 1, H, W), 0..1, where the picture may be painted.
+
+        Returns:
+            (M,) scores of the patches that are painted in part, above 0 for real; and nothing, for feature matching.
+        """
+        scores = []
+        for name, judge in self.judges.items():
+            x = F.conv2d(maps[name] / self._size(name, maps[name]), getattr(self, f"mixture_{name}"))
+            score = judge(torch.cat([x, F.adaptive_max_pool2d(mask, x.shape[2:]).to(x)], dim=1)).float()
+            painted = F.adaptive_max_pool2d(mask, score.shape[2:]) > 0
+            scores.append(score[painted] if painted.any() else score.flatten())
+        return torch.cat(scores), []
+
+    def _size(self, name: str, x: Tensor) -> Tensor:
+        size: Tensor = getattr(self, f"size_{name}")
+        if not size.any():
+            mean = x.detach().float().abs().mean((0, 2, 3), keepdim=True)
+            size.copy_(mean.clamp(min=0.1 * mean.mean().item()))
+        return size
+
+
+def _judge(width: int) -> nn.Sequential:
+    """(N, width + 1, h, w) to (N, 1, h / 4, w / 4)."""
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(width + 1, width, 4, 2, 1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(width, width, 4, 2, 1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(width, 1, 3, 1, 1)),
+    )

@@ -56,6 +56,12 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
     return _with_loops_only(region, body)
 
 
+def narrow_parts(region: U8) -> U8:
+    """(H, W) uint8, 255 where a region from `mask_region` is ear loop."""
+    body = cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY)
+    return np.asarray(region & ~cv2.dilate(body, _BESIDE), np.uint8)
+
+
 def _fill_holes(region: U8, body: U8) -> None:
     """Write the small holes that the body surrounds into the region."""
     outlines, levels = cv2.findContours(body, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

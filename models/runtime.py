@@ -42,7 +42,7 @@ class SegmenterRuntime(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         planes = _to_planes(rgb, next(self.network.parameters()).dtype)
-        return _to_bytes(self.network(planes).sigmoid()[:, 0])
+        return _to_bytes(self.network.likelihood(planes)[:, 0])
 
 
 class InpainterRuntime(nn.Module):

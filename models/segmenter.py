@@ -19,9 +19,11 @@ class SegmenterConfig:
 
     Attributes:
         width: channels at 1/4 resolution; the levels below have 2, 4 and 6 times as many, the one above half as many.
+        loops: channels of the part that finds ear loops.
     """
 
     width: int = 16
+    loops: int = 32
 
 
 class EarLoops(nn.Module):
@@ -40,7 +42,7 @@ class EarLoops(nn.Module):
         self.stem = ConvNorm(12, width, stride=2)
         self.near = ConvNorm(mask, width, kernel=1)
         self.far = Up(2 * mask, width)
-        self.body = nn.Sequential(Residual(width), Residual(width, 2), Residual(width))
+        self.body = nn.Sequential(Residual(width), Residual(width, 2))
         self.head = nn.Conv2d(width, 4, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
@@ -64,7 +66,8 @@ class Segmenter(nn.Module):
 
     def __init__(self, config: SegmenterConfig | None = None) -> None:
         super().__init__()
-        w = (config or SegmenterConfig()).width
+        config = config or SegmenterConfig()
+        w = config.width
         self.stem = ConvNorm(12, w)
         self.down1 = ConvNorm(w, 2 * w, stride=2)
         self.enc1 = Residual(2 * w)
@@ -84,7 +87,7 @@ class Segmenter(nn.Module):
         self.fine = Residual(w // 2)
         self.fine_head = nn.Conv2d(w // 2, 4, 3, padding=1)
         nn.init.zeros_(self.fine_head.weight)  # starts as the coarse result, enlarged
-        self.loops = EarLoops(3 * w // 4, w)
+        self.loops = EarLoops(config.loops, w)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """Find the mask.
@@ -96,6 +99,12 @@ class Segmenter(nn.Module):
             (N, 1, H, W) logits; above 0 where the mask is.
         """
         return F.pixel_shuffle(torch.maximum(*self._apart(rgb)), 2).float()
+
+    def likelihood(self, rgb: Tensor) -> Tensor:
+        """The same as likelihoods, 0..1, in the precision of the weights. Where the larger of two logits is taken first
+        and made a likelihood then, OpenVINO takes 0.2 of 2.7 ms longer."""
+        mask, loops = self._apart(rgb)
+        return F.pixel_shuffle(torch.maximum(mask.sigmoid(), loops.sigmoid()), 2)
 
     def parts(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the mask and for its ear loops, each (N, 1, H, W)."""

@@ -309,6 +309,26 @@ def test_a_mask_that_is_missed_for_a_moment_is_kept_where_the_face_is_in_doubt_t
     assert [bool(mask[180, 128]) for mask in masks] == kept
 
 
+@pytest.mark.parametrize(("sure", "loops", "worn"), [(0.87, True, True), (0.87, False, False), (0.7, True, False)])
+def test_below_the_chin_ear_loops_tell_a_mask_from_a_scarf(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, sure: float, loops: bool, worn: bool
+) -> None:
+    shown = portrait.frame(masked=False)
+    lips = transform_points(shown.faces[0].crop_from_frame, shown.faces[0].landmarks_px)[[61, 37, 267, 291, 314, 84]]
+    below = int(lips[:, 1].max()) + 12
+    seen = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+    seen[below : below + 34, 70:186] = 255
+    if loops:
+        for x, ear in ((72, 46), (184, 210)):
+            cv2.line(seen, (x, below + 2), (ear, below - 60), 255, 4)
+    segment = Segment("cpu")
+    segment.open(Context(shown.layout))
+    probability = (sure * seen).astype(np.uint8)
+    monkeypatch.setattr(segment, "_engine", lambda crops: np.repeat(probability[None], len(crops), axis=0))
+    (frame,) = segment.process(shown)
+    assert frame.faces[0].masked is worn
+
+
 @pytest.mark.parametrize(("score", "seen"), [(0.6, True), (1.0, False)])
 def test_a_mask_that_is_hardly_seen_in_profile_is_looked_at_with_the_head_lowered(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch, score: float, seen: bool

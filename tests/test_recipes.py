@@ -33,6 +33,7 @@ from training_faces import (
 )
 
 from unmask.errors import UnmaskError, UserError
+from unmask.models.discriminator import FeatureDiscriminator
 from unmask.models.published import resnet_segmenter
 from unmask.models.published.resnet_segmenter import ResNet18
 from unmask.train import losses, pins
@@ -144,6 +145,9 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("losses.identity=1", "identity_weights=FILE"),
         ("losses.identity={weight: 1, view: lower}", "looks at the whole face"),
         ("losses={identity: 1}", "identity_weights=FILE"),
+        ("losses={adversarial: {weight: 1, judge: features}}", "perceptual_weights=FILE"),
+        ("losses={adversarial: {weight: 1, judge: features, matching: 1}}", "it has no matching and no penalty"),
+        ("losses={adversarial: {weight: 1, judge: pixels}}", "judge: unknown 'pixels'"),
         ("augmentation=[{name: RandomGausianBlur}]", "did you mean 'RandomGaussianBlur'"),
         ("augmentation=[{name: RandomGaussianBlur, args: {radius: 3}}]", "RandomGaussianBlur"),
         ("accumulate=3", "multiple of 3"),
@@ -339,14 +343,12 @@ def test_losses_are_least_where_nothing_is_wrong(kind: str, tmp_path: Path) -> N
         assert right < 1e-3
 
 
-@pytest.mark.parametrize("form", ["hinge", "lsgan", "wgan-gp", "non-saturating"])
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_discriminators_learn_what_is_painted(form: str, penalty: float) -> None:
+def judged(loss: Loss, weights: str = "") -> tuple[Objectives, list[float]]:
+    """What the discriminators lose while they learn to tell dark faces from real ones."""
     torch.manual_seed(0)
     truth, mask, inside = pictures()
-    loss = Loss(weight=1.0, form=form, penalty=penalty, matching=0.1)  # type: ignore[arg-type]
     phase = Phase(steps=1, size=64, losses={"adversarial": loss})
-    recipe = Recipe(model="", crops="", out="", phases=(phase,))
+    recipe = Recipe(model="", crops="", out="", phases=(phase,), perceptual_weights=weights, perceptual_network="vgg16")
     objectives = Objectives(recipe, {}, lambda: torch.autocast("cpu", enabled=False), draws=True, segments=False)
     optimizer = objectives.optimizers[0]
     values = []
@@ -361,12 +363,65 @@ def test_discriminators_learn_what_is_painted(form: str, penalty: float) -> None
         assert output.grad is not None
         assert output.grad.abs().sum() > 0, "the painter is told what to change"
         assert all(p.grad is None for p in objectives.judges.parameters()), "and the discriminator is not"
-        judged = objectives.judge(phase, scene, 1.0)
-        assert judged is not None
-        values.append(judged.item())
+        value = objectives.judge(phase, scene, 1.0)
+        assert value is not None
+        values.append(value.item())
         objectives.update()
+    return objectives, values
+
+
+@pytest.mark.parametrize("form", ["hinge", "lsgan", "wgan-gp", "non-saturating"])
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_discriminators_learn_what_is_painted(form: str, penalty: float) -> None:
+    _, values = judged(Loss(weight=1.0, form=form, penalty=penalty, matching=0.1))  # type: ignore[arg-type]
     assert values[-1] < values[0]
     assert all(map(math.isfinite, values))
+
+
+@pytest.mark.parametrize("view", ["whole", "lower", "window"])
+def test_discriminators_of_features_learn_what_is_painted(view: str, tmp_path: Path) -> None:
+    weights = str(write_vgg(tmp_path / "vgg.pth", "vgg16"))
+    objectives, values = judged(Loss(weight=1.0, judge="features", view=view), weights)  # type: ignore[arg-type]
+    assert values[-1] < values[0]
+    assert all(map(math.isfinite, values))
+    judge = objectives.judges["adversarial"]
+    learnt = {name for name, _ in judge.named_parameters()}
+    kept = {name for name, _ in judge.named_buffers()}
+    assert not any("mixture" in name for name in learnt), "what mixes the channels stays as it was drawn"
+    for name in ("relu1_2", "relu2_2", "relu3_3"):
+        assert {f"mixture_{name}", f"size_{name}"} <= kept
+        assert judge.get_buffer(f"size_{name}").min() > 0
+
+
+def test_discriminator_of_features_looks_at_what_is_painted() -> None:
+    judge = FeatureDiscriminator({"relu1_2": 8, "relu2_2": 16})
+    maps = {"relu1_2": torch.rand(2, 8, 32, 32), "relu2_2": torch.rand(2, 16, 16, 16)}
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[0, :, :8, :4] = 1
+    scores, features = judge(maps, mask)
+    assert scores.shape == (3,), "two patches of 4x4 px, then one of 8x8 px"
+    assert not features
+    assert judge(maps, torch.zeros_like(mask))[0].shape == (160,), "all of them, where nothing is"
+
+
+def test_losses_of_one_view_share_what_vgg_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses_named: dict[str, float | Loss] = {
+        "perceptual": Loss(weight=1.0),
+        "style": Loss(weight=1.0),
+        "shape": Loss(weight=1.0, kind="adversarial", judge="features"),
+    }
+    phase = Phase(steps=1, size=64, losses=losses_named)
+    weights = str(write_vgg(tmp_path / "vgg.pth", "vgg16"))
+    recipe = Recipe(model="", crops="", out="", phases=(phase,), perceptual_weights=weights, perceptual_network="vgg16")
+    objectives = Objectives(recipe, {}, lambda: torch.autocast("cpu", enabled=False), draws=True, segments=False)
+    seen = []
+    features = losses.Vgg.features
+    monkeypatch.setattr(losses.Vgg, "features", lambda *given: seen.append(1) or features(*given))
+    truth, mask, inside = pictures()
+    scene = Scene(0, 16, shown((truth * 0.5).requires_grad_(), truth, mask, inside))
+    torch.stack(list(objectives.losses(phase, scene).values())).sum().backward()
+    assert objectives.judge(phase, scene, 1.0) is not None
+    assert len(seen) == 2, "the painted picture and the real one, each once"
 
 
 def test_temporal_loss_asks_for_the_same_face_when_it_moves(data: Path, tmp_path: Path) -> None:
@@ -383,6 +438,8 @@ def test_vgg_is_asked_only_for_maps_that_its_file_holds(tmp_path: Path) -> None:
     assert maps["relu3_1"].shape[-1] == 8
     with pytest.raises(UserError, match="hold no relu5_1"):
         vgg.features(torch.rand(1, 3, 32, 32), ("relu5_1",))
+    with pytest.raises(UserError, match="hold no relu5_1"):
+        losses.Vgg(write_vgg(tmp_path / "vgg.pth", "vgg16"), "vgg16").channels(("relu3_3", "relu5_1"))
     with pytest.raises(UserError, match="cannot read the VGG weights"):
         losses.Vgg(tmp_path / "none.pth")
 

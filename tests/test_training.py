@@ -298,6 +298,31 @@ def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
 
 
+def test_rests_of_masks_close_to_a_hole_are_judged() -> None:
+    truth = torch.full((1, 3, 64, 64), 0.5)
+    seen, hole = truth.clone(), torch.zeros(1, 1, 64, 64)
+    hole[..., 30:40, 20:40] = 1
+    seen[..., 27:43, 17:43] = 0.1  # a mask that is wider than the hole
+    seen[..., 5:8, 20:40] = 0.1  # a strap, far away
+    seen[..., 50:60, 50:60] = 0.52
+    rest = inpainter.rest_of_mask(seen, truth, hole)
+    assert rest[..., 27:43, 17:43].all()
+    assert rest.sum() == 16 * 26
+
+
+def test_poor_cameras_show_face_and_mask_alike(crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, share in {"TURNED_SHARE": 0, "FILMED_SHARE": 1, "GLASSES_SHARE": 0, "BAD_LIGHT_SHARE": 0}.items():
+        monkeypatch.setattr(inpainter, name, share)
+    data = FaceCrops.open(crops)
+    filmed = inpainter.make_training_batch(data, draws(np.arange(64) % 8, 3), 64)
+    monkeypatch.setattr(inpainter, "FILMED_SHARE", 0)
+    clean = inpainter.make_training_batch(data, draws(np.arange(64) % 8, 3), 64)
+    changed = (filmed.truth - clean.truth).abs().amax((1, 2, 3)) > 0.02
+    assert changed.sum() > 16
+    bare = (filmed.seen - filmed.truth).abs().amax((1, 2, 3)) == 0
+    assert (changed & bare).any(), "a bare face is seen as it is judged, noise included"
+
+
 def test_holes_take_in_what_lies_beside_a_mask() -> None:
     hidden = np.zeros((128, 128), np.float32)
     hidden[60:100, 40:90] = 1

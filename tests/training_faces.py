@@ -17,7 +17,8 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
-    *("inpainter", "inpainter-identity", "inpainter-profile", "segmenter", "segmenter-real", "ear-loops"),
+    *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features"),
+    *("segmenter", "segmenter-real", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
 )
@@ -25,9 +26,10 @@ SMALL = {
     "inpainter": ["sizes.widths=[8, 8, 8, 16, 16]"],
     "inpainter-identity": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-profile": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-features": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
-    "ear-loops": ["sizes.width=4", "start=", "losses={bce: 1000}"],
+    "ear-loops": ["sizes={width: 4, loops: 4}", "start=", "losses={bce: 1000}"],
     "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
     "gated": ["sizes.width=4"],
     "fourier": ["sizes={width: 4, blocks: 2}"],

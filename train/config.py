@@ -17,6 +17,7 @@ from unmask.errors import UserError
 View = Literal["whole", "lower", "window", "mask"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "sgd", "rmsprop", "nadam", "radam", "adafactor", "muon"]
+JudgeName = Literal["patches", "features"]
 AdversarialForm = Literal["hinge", "lsgan", "wgan-gp", "non-saturating"]
 MapName = Literal[
     "relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3", "relu3_4", "relu4_1", "relu5_1"
@@ -33,9 +34,10 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             turn at full size and, twice as large, at half size), or the hidden part alone.
         shrink: how many times smaller it sees that.
         every: on every so many-th step only.
-        maps: feature maps of VGG (perceptual, style).
+        maps: feature maps of VGG (perceptual, style, and adversarial with the judge "features").
         matching: weight of feature matching (adversarial).
         form: of the adversarial game.
+        judge: what the discriminator looks at: patches of the picture, or what VGG makes of it (adversarial).
         penalty: weight of the gradient penalty: WGAN-GP's, or R1 with any other form (adversarial).
     """
 
@@ -47,6 +49,7 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     maps: tuple[MapName, ...] = ("relu1_2", "relu2_2", "relu3_3")
     matching: float = 0.0
     form: AdversarialForm = "hinge"
+    judge: JudgeName = "patches"
     penalty: float = 0.0
 
 

@@ -26,7 +26,7 @@ from unmask.train.turning import random_turn, turn_head
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-WORN_SHARE = 0.35
+WORN_SHARE = 0.5
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 TURNED_SHARE = 0.5
 """How many training faces are turned aside: few pictures show profiles."""
@@ -34,7 +34,7 @@ _ASIDE_SHARE = 0.1
 """How many are drawn from those that were photographed from aside, by more than `_ASIDE` degrees."""
 _ASIDE = 25.0
 _LEFT_EAR, _RIGHT_EAR = 234, 454
-RAISED_SHARE = 0.06
+RAISED_SHARE = 0.08
 """How many holes are those of masks over the eyes: while one is put on, it is drawn over them."""
 SPILLED_SHARE = 0.12
 """How many holes take in something beside the mask, as segmenters do with collars and walls in profile: that is to be
@@ -50,9 +50,13 @@ GLASSES_SHARE = 0.15
 _IN_FRONT_SHARE = 0.5
 """Of those, how many wear them over the mask."""
 BAD_LIGHT_SHARE = 0.2
-FILMED_SHARE = 0.2
+FILMED_SHARE = 0.3
 """How many training faces are as dim or garish, and how many as blurred, noisy or compressed, as a webcam shows them:
 what is painted must be no better."""
+_REST_PX = 6
+_REST = 0.03
+"""How far beside the hidden part the painting is shown, and what differs there from the bare face, by so much of 1, is
+the rest of a mask: blur and compression carry its colour beyond its edge. It is to be painted over, too."""
 MOVED_PX = 4
 """How far pictures are moved for the temporal loss, at most."""
 
@@ -86,7 +90,7 @@ def draw_region(sample: Sample, rng: np.random.Generator, templates: Sequence[Te
         worn = draw_mask(sample.rgb, sample.points, rng, varied=True)
     thin = max(1, round(0.02 * size[0]))
     body = cv2.morphologyEx((worn.coverage > 0.5).astype(np.uint8), cv2.MORPH_OPEN, disc(thin))
-    body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1))))
+    body = cv2.dilate(body, disc(int(rng.integers(0, thin + 1 if rng.random() < 0.5 else 2))))
     if rng.random() < 0.5:  # nothing of the mask is left
         keep = (body > 0)[..., None] | (worn.coverage < 0.01)[..., None]
         return np.where(keep, worn.rgb, sample.rgb).astype(np.float32), body.astype(np.float32)
@@ -174,8 +178,17 @@ def make_training_batch(
             if rng.random() < _IN_FRONT_SHARE:
                 seen = seen + frame[..., None] * (sample.rgb - seen)
                 hidden = hidden * (frame < 0.1)
+        if rng.random() < FILMED_SHARE:
+            sample, seen = _filmed(sample, seen, rng)
         made.append((sample, seen, spilled(hidden, rng) if rng.random() < SPILLED_SHARE else hidden))
     return _stack(made)
+
+
+def _filmed(sample: Sample, seen: F32, rng: np.random.Generator) -> tuple[Sample, F32]:
+    """The bare face, and the same with a mask, as the same poor camera shows both."""
+    seed = int(rng.integers(1 << 32))
+    truth, seen = (degrade(rgb, np.random.default_rng(seed)) for rgb in (sample.rgb, seen))
+    return Sample(truth, sample.inside, sample.points), seen
 
 
 def _random_shift(rng: np.random.Generator) -> Shift:
@@ -185,7 +198,7 @@ def _random_shift(rng: np.random.Generator) -> Shift:
 
 
 def _as_met(sample: Sample, rng: np.random.Generator) -> tuple[Sample, F32]:
-    """A face as people meet cameras: some wear glasses, some sit in bad light, some cameras are poor.
+    """A face as people meet cameras: some wear glasses, some sit in bad light.
 
     Returns:
         The face, and (S, S) float32 0..1, where the frame of its glasses is.
@@ -196,8 +209,6 @@ def _as_met(sample: Sample, rng: np.random.Generator) -> tuple[Sample, F32]:
         rgb, frame = worn.rgb, worn.frame
     if rng.random() < BAD_LIGHT_SHARE:
         rgb = relight(rgb, rng, 2.5)
-    if rng.random() < FILMED_SHARE:
-        rgb = degrade(rgb, rng)
     return Sample(rgb, sample.inside, sample.points), frame
 
 
@@ -236,7 +247,7 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])
         with self.autocast():
             output = self.model(seen, mask)
-        whole = shown(output, truth, mask, mask * inside)
+        whole = shown(output, truth, mask, torch.maximum(mask, rest_of_mask(seen, truth, mask)) * inside)
         return Scene(step, phase.window, whole, moved=lambda: self._moved(seen, mask))
 
     def _moved(self, seen: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,6 +283,13 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         result = only_hidden(output, batch.seen, batch.mask)
         columns = [batch.seen * (1 - batch.mask), tinted(batch.seen, batch.mask), result, batch.truth]
         return picture_sheet(columns, ["hidden", "mask", "result", "truth"])
+
+
+def rest_of_mask(seen: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """(N, 1, H, W) 0/1: where, close to what is hidden, something is seen that is not the bare face. Arguments are
+    (N, 3, H, W) 0..1, twice, and (N, 1, H, W)."""
+    near = F.max_pool2d(mask, 2 * _REST_PX + 1, 1, _REST_PX)
+    return near * ((seen - truth).abs().amax(1, keepdim=True) > _REST)
 
 
 def only_hidden(painted: Tensor, seen: Tensor, mask: Tensor) -> Tensor:

@@ -119,6 +119,15 @@ class Vgg(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
+    def channels(self, maps: tuple[str, ...]) -> dict[str, int]:
+        """How many channels the named maps have. Raises UserError where the file has no such."""
+        self._check(maps)
+        return {name: self.convs[name].get_parameter("bias").numel() for name in maps}
+
+    def _check(self, maps: tuple[str, ...]) -> None:
+        if missing := [name for name in maps if name not in self.layers]:
+            raise UserError(f"the VGG weights hold no {', '.join(missing)}; they end with {self.layers[-1]}")
+
     def _add(self, name: str, state: dict[str, Tensor], position: int) -> None:
         weight, bias = state[f"features.{position}.weight"], state[f"features.{position}.bias"]
         conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
@@ -128,8 +137,7 @@ class Vgg(nn.Module):
 
     def features(self, rgb: Tensor, maps: tuple[str, ...]) -> dict[str, Tensor]:
         """The named maps, and all before them, of (N, 3, H, W) colours. Raises UserError where the file has no such."""
-        if missing := [name for name in maps if name not in self.layers]:
-            raise UserError(f"the VGG weights hold no {', '.join(missing)}; they end with {self.layers[-1]}")
+        self._check(maps)
         x = ((rgb.flip(1) if self.caffe else rgb) - self.mean) / self.deviation
         found: dict[str, Tensor] = {}
         for name in self.layers[: 1 + max(self.layers.index(n) for n in maps)]:

@@ -523,12 +523,18 @@ def degrade(rgb: F32, rng: np.random.Generator) -> F32:
         rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 0.012 * size[0]))
     if rng.random() < 0.35:
         factor = rng.uniform(0.25, 0.9)
-        small = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        rgb = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
+        small = np.asarray(cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.float32)
+        if rng.random() < 0.5:  # compressed while it was small: colours bleed over several pixels
+            small = _compressed(small, rng)
+        rgb = np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
     if rng.random() < 0.4:
         rgb = rgb + rng.uniform(0.005, 0.05) * rng.standard_normal(rgb.shape, np.float32)
-    picture = np.clip(rgb * 255, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:
-        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])
-        picture = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-    return picture.astype(np.float32) / np.float32(255)
+        return _compressed(rgb, rng)
+    return np.clip(rgb * 255, 0, 255).astype(np.uint8).astype(np.float32) / np.float32(255)
+
+
+def _compressed(rgb: F32, rng: np.random.Generator) -> F32:
+    picture = np.clip(rgb * 255, 0, 255).astype(np.uint8)
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.float32) / np.float32(255)

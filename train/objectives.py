@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.errors import UserError
-from unmask.models.discriminator import PatchDiscriminator
+from unmask.models.discriminator import FeatureDiscriminator, PatchDiscriminator
 from unmask.train import losses
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Phase, Recipe, nearest
@@ -65,6 +65,7 @@ class Scene:
         unpaired: pictures without a truth, which adversarial losses with the view "whole" see too; `real` is other
             people's faces, `weight` is where nothing was to be painted.
         original: (N, 3, H, W) 0..1, the same pictures as they were.
+        seen: what VGG made of views; several losses look at the same.
     """
 
     step: int
@@ -76,6 +77,7 @@ class Scene:
     moved: Callable[[], tuple[Tensor, Tensor]] | None = None
     unpaired: View | None = None
     original: Tensor | None = None
+    seen: dict[tuple[str, int, str], dict[str, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[str, int], View] = field(default_factory=dict)
     _corners: list[tuple[int, int]] = field(default_factory=list)
 
@@ -181,10 +183,12 @@ class Objectives:
         named = [pair for phase in recipe.phases for pair in self.of(phase).items()]
         _check(named, draws=draws, segments=segments)
         kinds = {kind_of(label, loss) for label, loss in named}
-        self._vgg = self._load_vgg() if kinds & set(_FEATURES) else None
+        judged = {label: loss for label, loss in named if kind_of(label, loss) == "adversarial"}
+        by_features = any(loss.judge == "features" for loss in judged.values())
+        self._vgg = self._load_vgg() if kinds & set(_FEATURES) or by_features else None
         self._embedding = self._load_embedding() if "identity" in kinds else None
-        judged = dict.fromkeys(label for label, loss in named if kind_of(label, loss) == "adversarial")
-        self.judges = nn.ModuleDict({label: channels_last(PatchDiscriminator()) for label in judged}).to(self._device)
+        judges = {label: channels_last(self._new_judge(loss)) for label, loss in judged.items()}
+        self.judges = nn.ModuleDict(judges).to(self._device)
         self.optimizers = [make_optimizer(recipe.discriminator_optimizer, self.judges)] if judged else []
 
     @property
@@ -205,9 +209,10 @@ class Objectives:
         for label, loss in self._due(phase, scene).items():
             kind = kind_of(label, loss)
             if kind == "adversarial":
-                found |= self._fool(label, loss, scene.view(loss))
+                found |= self._fool(label, loss, scene)
                 if scene.unpaired is not None and loss.view == "whole":
-                    unpaired = self._fool(label, msgspec.structs.replace(loss, matching=0.0), scene.unpaired)
+                    alone = Scene(scene.step, whole=scene.unpaired)
+                    unpaired = self._fool(label, msgspec.structs.replace(loss, matching=0.0), alone)
                     found[f"{label}_unpaired"] = unpaired[label]
             else:
                 found[label] = loss.weight * self._plain(kind, loss, scene)
@@ -223,7 +228,7 @@ class Objectives:
             assert scene.known is not None
             return _MASKS[kind](scene.logits, scene.label, scene.known)
         if kind in _FEATURES:
-            return self._features(kind, loss, scene.view(loss))
+            return self._features(kind, loss, scene)
         if kind == "identity":
             assert self._embedding is not None
             view = scene.view(loss)
@@ -241,23 +246,43 @@ class Objectives:
             return losses.masked_l1(scene.unpaired.output, scene.original, scene.unpaired.weight)
         return _PICTURES[kind](scene.view(loss))
 
-    def _features(self, kind: str, loss: Loss, view: View) -> Tensor:
-        assert self._vgg is not None
-        with self._autocast():
-            got = self._vgg.features(view.fake, loss.maps)
-            with torch.no_grad():
-                wanted = self._vgg.features(view.real, loss.maps)
+    def _features(self, kind: str, loss: Loss, scene: Scene) -> Tensor:
+        got, wanted = (self._seen(loss, scene, which) for which in ("fake", "real"))
         return torch.stack([_FEATURES[kind](got[name], wanted[name]) for name in loss.maps]).sum()
 
-    def _fool(self, label: str, loss: Loss, view: View) -> dict[str, Tensor]:
-        """What a discriminator says against the painted picture, and feature matching with it, weighted."""
-        judge = self.judges[label].requires_grad_(False)
+    def _seen(self, loss: Loss, scene: Scene, which: str) -> dict[str, Tensor]:
+        """What VGG makes of the painted picture of a view, or of the real one."""
+        assert self._vgg is not None
+        key = (loss.view, loss.shrink, which)
+        if any(name not in scene.seen.get(key, {}) for name in loss.maps):
+            with self._autocast(), torch.set_grad_enabled(which == "fake"):
+                scene.seen[key] = self._vgg.features(getattr(scene.view(loss), which), loss.maps)
+        return scene.seen[key]
+
+    def _new_judge(self, loss: Loss) -> nn.Module:
+        if loss.judge == "patches":
+            return PatchDiscriminator()
+        assert self._vgg is not None
+        return FeatureDiscriminator(self._vgg.channels(loss.maps))
+
+    def _judged(self, label: str, loss: Loss, scene: Scene, which: str, *, learns: bool) -> tuple[Tensor, list[Tensor]]:
+        """What a discriminator says of the painted picture, or of the real one, and its features."""
+        judge = self.judges[label].requires_grad_(learns)
+        view = scene.view(loss)
+        x = self._seen(loss, scene, which) if loss.judge == "features" else getattr(view, which)
+        if learns:
+            x = {k: v.detach() for k, v in x.items()} if isinstance(x, dict) else x.detach()
         with self._autocast():
-            score, fake = judge(view.fake, view.mask)
-            with torch.no_grad():
-                _, real = judge(view.real, view.mask)
+            score, features = judge(x, view.mask)
+        return score, features
+
+    def _fool(self, label: str, loss: Loss, scene: Scene) -> dict[str, Tensor]:
+        """What a discriminator says against the painted picture, and feature matching with it, weighted."""
+        score, fake = self._judged(label, loss, scene, "fake", learns=False)
         found = {label: loss.weight * losses.adversarial_generator(score, loss.form)}
         if loss.matching:
+            with torch.no_grad():
+                _, real = self._judged(label, loss, scene, "real", learns=False)
             found[f"{label}_matching"] = loss.matching * losses.feature_matching(real, fake)
         return found
 
@@ -270,19 +295,20 @@ class Objectives:
         due = {label: loss for label, loss in self._due(phase, scene).items() if kind_of(label, loss) == "adversarial"}
         if not due:
             return None
-        views = [(label, loss, scene.view(loss)) for label, loss in due.items()]
+        value = torch.stack([self._judge(label, loss, scene) for label, loss in due.items()])
         if scene.unpaired is not None:
-            views += [(label, loss, scene.unpaired) for label, loss in due.items() if loss.view == "whole"]
-        loss = torch.stack([self._judge(*view) for view in views]).mean()
-        check_finite(loss, scene.step)
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        return loss
+            alone = Scene(scene.step, whole=scene.unpaired)
+            of_it = [self._judge(label, loss, alone) for label, loss in due.items() if loss.view == "whole"]
+            value = torch.stack([*value, *of_it])
+        mean = value.mean()
+        check_finite(mean, scene.step)
+        (share * mean).backward()  # type: ignore[no-untyped-call]
+        return mean
 
-    def _judge(self, label: str, loss: Loss, view: View) -> Tensor:
-        judge = self.judges[label].requires_grad_(True)
-        with self._autocast():
-            real, fake = (judge(x.detach(), view.mask)[0] for x in (view.real, view.fake))
+    def _judge(self, label: str, loss: Loss, scene: Scene) -> Tensor:
+        real, fake = (self._judged(label, loss, scene, which, learns=True)[0] for which in ("real", "fake"))
         value = losses.adversarial_discriminator(real, fake, loss.form)
+        view, judge = scene.view(loss), self.judges[label]
         if not loss.penalty:
             return value
         if loss.form == "wgan-gp":
@@ -301,7 +327,9 @@ class Objectives:
 
     def _load_vgg(self) -> Vgg:
         if not self._recipe.perceptual_weights:
-            raise UserError("perceptual and style need a VGG: give its file with perceptual_weights=FILE")
+            raise UserError(
+                "perceptual, style and judges of features need a VGG: give its file with perceptual_weights=FILE"
+            )
         return Vgg(Path(self._recipe.perceptual_weights), self._recipe.perceptual_network).to(self._device)
 
     def _load_embedding(self) -> FaceEmbedding:
@@ -321,6 +349,8 @@ def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> Non
             problems.append(f"losses: unknown loss '{kind}'{nearest(kind, own)} (one of {', '.join(own)})")
         elif kind not in own:
             problems.append(f"losses: '{kind}' is not for this model (one of {', '.join(own)})")
+        elif loss.judge == "features" and (loss.matching or loss.penalty):
+            problems.append(f"losses: '{label}' is judged by features: it has no matching and no penalty")
         elif kind == "identity" and loss.view != "whole":
             problems.append(f"losses: '{label}' looks at the whole face, not at view: {loss.view}")
     if problems:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
+from unmask.models.mask_region import narrow_parts
 from unmask.models.placement import USUAL, Shift, better_shift, placed
 from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import F64, U8, Face, Frame
@@ -48,6 +49,9 @@ _BARE_LOOKS: Final = 5
 """After so many looks that showed no mask on it, not even that one: a mask may pass before an emblem."""
 _CERTAIN_BELOW: Final = 0.9
 """A mask that leaves the mouth free must be surer than others: scarves and collars look like one under the chin."""
+_LIKELY_BELOW: Final = 0.8
+_LOOPS_PX: Final = 150
+"""Less sure if it has ear loops, of so many pixels: neither a scarf nor a collar has any."""
 _LIPS: Final = (61, 37, 267, 291, 314, 84)
 """Landmarks around the lips."""
 _MIDDLE_PX: Final = (60.0, 95.0)
@@ -249,7 +253,11 @@ class Segment(Stage):
             area >= _WEARS_AREA
             and face.track_id in self._certain
             and _sits_on_a_face(solid)
-            and (sure >= _CERTAIN_BELOW or not _leaves_the_mouth_free(solid, points))
+            and (
+                sure >= _CERTAIN_BELOW
+                or (sure >= _LIKELY_BELOW and cv2.countNonZero(narrow_parts(solid)) >= _LOOPS_PX)
+                or not _leaves_the_mouth_free(solid, points)
+            )
         )
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
