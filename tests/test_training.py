@@ -295,7 +295,7 @@ def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     assert (hidden > 0.01).all()
     assert (hidden < 0.6).all()
     traces = ((batch.seen - batch.truth).abs().amax(1, keepdim=True) * (1 - batch.mask)).amax((1, 2, 3)) > 0.05
-    assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
+    assert 0 < traces.sum() < 24, "some masks are not hidden to the last thread"
 
 
 def test_rests_of_masks_close_to_a_hole_are_judged() -> None:
@@ -361,6 +361,7 @@ def test_glasses_lie_before_a_mask_or_under_it(crops: Path, monkeypatch: pytest.
         return frames[-1]
 
     shares = {"GLASSES_SHARE": 1, "_IN_FRONT_SHARE": int(in_front), "TURNED_SHARE": 0, "FILMED_SHARE": 0}
+    shares["SPILLED_SHARE"] = 0  # such a hole takes in whatever lies beside the mask
     for name, share in shares.items():
         monkeypatch.setattr(inpainter, name, share)
     monkeypatch.setattr(inpainter, "wear_glasses", wear)
