@@ -47,11 +47,9 @@ _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
 _BARE_LOOKS: Final = 5
 """After so many looks that showed no mask on it, not even that one: a mask may pass before an emblem."""
-_CERTAIN_BELOW: Final = 0.9
-"""A mask that leaves the mouth free must be surer than others: scarves and collars look like one under the chin."""
-_LIKELY_BELOW: Final = 0.8
-_LOOPS_PX: Final = 150
-"""Less sure if it has ear loops, of so many pixels: neither a scarf nor a collar has any."""
+_CERTAIN_BELOW: Final = ((300, 0.85), (150, 0.89), (0, 0.9))
+"""A mask that leaves the mouth free must be surer than others: scarves and collars look like one under the chin. Less
+so with ear loops of so many pixels, which those seldom seem to have."""
 _LIPS: Final = (61, 37, 267, 291, 314, 84)
 """Landmarks around the lips."""
 _MIDDLE_PX: Final = (60.0, 95.0)
@@ -86,6 +84,12 @@ def _leaves_the_mouth_free(solid: U8, points: F32) -> bool:
     """Whether a mask covers less than half of the landmarks (468, 2) px around the lips."""
     x, y = np.clip(np.round(points[list(_LIPS)]), 0, CROP_SIZE - 1).astype(int).T
     return bool((solid[y, x] > 0).mean() < 0.5)
+
+
+def _certain_below_the_mouth(solid: U8, sure: float) -> bool:
+    """Whether what lies below the mouth, mask by `sure` of 1, is no scarf."""
+    loops = cv2.countNonZero(narrow_parts(solid))
+    return sure >= next(enough for px, enough in _CERTAIN_BELOW if loops >= px)
 
 
 def _sureness(probability: F32) -> float:
@@ -253,11 +257,7 @@ class Segment(Stage):
             area >= _WEARS_AREA
             and face.track_id in self._certain
             and _sits_on_a_face(solid)
-            and (
-                sure >= _CERTAIN_BELOW
-                or (sure >= _LIKELY_BELOW and cv2.countNonZero(narrow_parts(solid)) >= _LOOPS_PX)
-                or not _leaves_the_mouth_free(solid, points)
-            )
+            and (not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
         )
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
