@@ -56,10 +56,10 @@ def mask_region(probability: npt.NDArray[np.uint8] | npt.NDArray[np.float32], sm
     return _with_loops_only(region, body)
 
 
-def narrow_parts(region: U8) -> U8:
-    """(H, W) uint8, 255 where a region from `mask_region` is ear loop."""
-    body = cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY)
-    return np.asarray(region & ~cv2.dilate(body, _BESIDE), np.uint8)
+def narrow_parts(region: U8, body: U8 | None = None) -> U8:
+    """(H, W) uint8, 255 where a region (ear loop, in one from `mask_region`) is narrow; `body` is its wide part."""
+    wide = cv2.morphologyEx(region, cv2.MORPH_OPEN, _BODY) if body is None else body
+    return np.asarray(region & ~cv2.dilate(wide, _BESIDE), np.uint8)
 
 
 def _fill_holes(region: U8, body: U8) -> None:
@@ -74,9 +74,8 @@ def _fill_holes(region: U8, body: U8) -> None:
 
 def _with_loops_only(region: U8, body: U8) -> U8:
     """The region without what is narrow and no ear loop."""
-    beside = cv2.dilate(body, _BESIDE)
-    solid = cv2.bitwise_and(region, beside)
-    narrow = np.asarray(region & ~beside, np.uint8)
+    narrow = narrow_parts(region, body)
+    solid = region & ~narrow
     outlines, _ = cv2.findContours(narrow, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     near, kept = cv2.dilate(solid, _BODY), np.zeros_like(region)
     loops = [o for o in outlines if max(cv2.boundingRect(o)[2:]) >= _LOOP_PX and near[o[:, 0, 1], o[:, 0, 0]].any()]

@@ -24,11 +24,8 @@ is seen up to `_OUTER_PX` beyond the rim."""
 _NEAR_PX: Final = 13
 """Width of the window in which those are averaged."""
 _FILL_PX: Final = 7
-"""Width of the window from which a line is filled."""
-
-
 _FEWEST: Final = 4
-"""Pixels of that window that must be no line."""
+"""Width of the window from which a line is filled, and how many pixels of it must be no line."""
 
 
 class _Way(NamedTuple):
@@ -41,12 +38,10 @@ class _Way(NamedTuple):
 _COLOUR: Final = _Way(0.12, 40.0)
 _HUE: Final = _Way(0.2, 25.0)
 """The same without brightness: the network tones brightness down, and compression spreads hues further."""
-
-
 _THIRDS: Final = np.full(3, 1 / 3, np.float32)
 
 
-def without_rests(crop: U8, hidden: U8, painted: U8) -> U8:
+def fill_rests(crop: U8, hidden: U8, painted: U8) -> None:
     """Fill lines in the mask's colour along the edge of the hidden part from what lies beside them.
 
     A pixel belongs to such a line if its colour lies on the way from what was painted inside to the mask, and also on
@@ -55,22 +50,16 @@ def without_rests(crop: U8, hidden: U8, painted: U8) -> U8:
     Args:
         crop: (S, S, 3) uint8, the crop with the mask.
         hidden: (S, S) uint8, 255 where the inpainter saw nothing.
-        painted: (S, S, 3) uint8, what it painted.
-
-    Returns:
-        (S, S, 3) uint8; `painted` itself where there is no line.
+        painted: (S, S, 3) uint8, what it painted; written where there are lines.
     """
     x, y, width, height = cv2.boundingRect(hidden)
     if not width:
-        return painted
+        return
     reach = _RIM_PX + _OUTER_PX + _NEAR_PX
     part = np.s_[max(0, y - reach) : y + height + reach, max(0, x - reach) : x + width + reach]
     lines = _lines(crop[part], hidden[part], painted[part])
-    if not lines.any():
-        return painted
-    result = painted.copy()
-    _fill(result[part], lines)
-    return result
+    if lines.any():
+        _fill(painted[part], lines)
 
 
 def _lines(crop: U8, hidden: U8, painted: U8) -> U8:

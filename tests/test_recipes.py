@@ -147,6 +147,11 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("losses={identity: 1}", "identity_weights=FILE"),
         ("losses={adversarial: {weight: 1, judge: features}}", "perceptual_weights=FILE"),
         ("losses={adversarial: {weight: 1, judge: features, matching: 1}}", "it has no matching and no penalty"),
+        (
+            "phases=[{steps: 1, size: 64, losses: {adversarial: {weight: 1, judge: features}}}, "
+            "{steps: 1, size: 64, losses: {adversarial: 1}}]",
+            "'adversarial' has one judge in all phases",
+        ),
         ("losses={adversarial: {weight: 1, judge: pixels}}", "judge: unknown 'pixels'"),
         ("augmentation=[{name: RandomGausianBlur}]", "did you mean 'RandomGaussianBlur'"),
         ("augmentation=[{name: RandomGaussianBlur, args: {radius: 3}}]", "RandomGaussianBlur"),

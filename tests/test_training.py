@@ -283,7 +283,8 @@ def test_membrane_goes_on_where_values_are_trusted() -> None:
     assert (inside[:, 1:] >= inside[:, :-1] - 0.02).all()
 
 
-def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
+def test_training_regions_hide_masks_and_leave_traces(crops: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inpainter, "WORN_SHARE", 0.35)
     data = FaceCrops.open(crops)
     faces = np.arange(32) % 8
     batch = inpainter.make_training_batch(data, draws(faces, 3), 64)
@@ -295,7 +296,7 @@ def test_training_regions_hide_masks_and_leave_traces(crops: Path) -> None:
     assert (hidden > 0.01).all()
     assert (hidden < 0.6).all()
     traces = ((batch.seen - batch.truth).abs().amax(1, keepdim=True) * (1 - batch.mask)).amax((1, 2, 3)) > 0.05
-    assert 0 < traces.sum() < 24, "some masks are not hidden to the last thread"
+    assert 0 < traces.sum() < 16, "some masks are not hidden to the last thread"
 
 
 def test_rests_of_masks_close_to_a_hole_are_judged() -> None:
@@ -490,3 +491,15 @@ def test_mistakes_are_said(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_likelihood_that_runs_is_that_of_the_logits_that_train() -> None:
+    torch.manual_seed(1)
+    network = Segmenter().eval()
+    for values in network.loops.head.parameters():  # both parts have a say
+        torch.nn.init.normal_(values)
+    rgb = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        mask, loops = network.parts(rgb)
+        assert 0.05 < (loops > mask).float().mean() < 0.95
+        torch.testing.assert_close(network.likelihood(rgb), network(rgb).sigmoid())

@@ -349,12 +349,20 @@ def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> Non
             problems.append(f"losses: unknown loss '{kind}'{nearest(kind, own)} (one of {', '.join(own)})")
         elif kind not in own:
             problems.append(f"losses: '{kind}' is not for this model (one of {', '.join(own)})")
+        elif kind == "adversarial" and any(
+            one == label and _judge_of(other) != _judge_of(loss) for one, other in named
+        ):
+            problems.append(f"losses: '{label}' has one judge in all phases; give another one another key")
         elif loss.judge == "features" and (loss.matching or loss.penalty):
             problems.append(f"losses: '{label}' is judged by features: it has no matching and no penalty")
         elif kind == "identity" and loss.view != "whole":
             problems.append(f"losses: '{label}' looks at the whole face, not at view: {loss.view}")
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
+
+
+def _judge_of(loss: Loss) -> tuple[str, ...]:
+    return ("features", *loss.maps) if loss.judge == "features" else ("patches",)
 
 
 def on_device(batch: B, device: torch.device) -> B:

@@ -7,7 +7,7 @@ import numpy as np
 
 from unmask.models.engine import Engine, choose
 from unmask.stream.frame import U8, Face, Frame
-from unmask.stream.mask_rests import without_rests
+from unmask.stream.mask_rests import fill_rests
 from unmask.stream.stage import Context, Stage
 
 
@@ -54,9 +54,9 @@ class Inpaint(Stage):
         # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
         hidden = np.stack([face.pictures.hidden for face in faces])
         for face, picture in zip(faces, self._engine(crops, hidden), strict=True):
-            painted = without_rests(face.pictures.crop, face.pictures.hidden, picture)
-            face.pictures.painted[:] = painted
-            self._paintings[face.track_id] = painted.copy()
+            face.pictures.painted[:] = picture
+            fill_rests(face.pictures.crop, face.pictures.hidden, face.pictures.painted)
+            self._paintings[face.track_id] = face.pictures.painted.copy()
         self._painted += len(faces)
 
     def summary(self) -> dict[str, Any]:
