@@ -12,6 +12,10 @@ _GAIN = 8.0
 """Of fine detail, and of the scores: with spectral normalisation, detail of a few hundredths could not move them."""
 
 
+_LEAST = 4
+"""Height and width that a judge of features sees at least; smaller maps are padded with zeros."""
+
+
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches (Isola et al. 2017, arXiv:1611.07004) with spectral normalisation (Miyato et al. 2018,
     arXiv:1802.05957). It sees the mask, so that it need not guess where to look.
@@ -76,7 +80,9 @@ class FeatureDiscriminator(nn.Module):
         scores = []
         for name, judge in self.judges.items():
             x = F.conv2d(maps[name] / self._size(name, maps[name]), getattr(self, f"mixture_{name}"))
-            score = judge(torch.cat([x, F.adaptive_max_pool2d(mask, x.shape[2:]).to(x)], dim=1)).float()
+            x = torch.cat([x, F.adaptive_max_pool2d(mask, x.shape[2:]).to(x)], dim=1)
+            missing = [max(0, _LEAST - length) for length in x.shape[2:]]
+            score = judge(F.pad(x, (0, missing[1], 0, missing[0]))).float()
             painted = F.adaptive_max_pool2d(mask, score.shape[2:]) > 0
             scores.append(score[painted] if painted.any() else score.flatten())
         return torch.cat(scores), []

@@ -156,6 +156,12 @@ def transform_points(matrix: F64, points: F32) -> F32:
     return np.asarray(points[:, :2] @ matrix[:, :2].T + matrix[:, 2], np.float32)
 
 
+def transform_landmarks(matrix: F64, points: F32) -> F32:
+    """Map (N, 3) landmarks by a (2, 3) similarity: x and y as points, depth by its scale. Returns (N, 3) float32."""
+    zoom = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    return np.column_stack([transform_points(matrix, points), zoom * points[:, 2:]]).astype(np.float32)
+
+
 def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
     """The affine map that takes (N, 2) points to others, by least squares.
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.engine import compile_for_cpu
+from unmask.models.geometry import head_pose
 from unmask.models.rows import overlap
 from unmask.models.vino import openvino
 
@@ -172,17 +173,18 @@ def roi_from_detection(detection: Detection) -> F64:
     x0, y0, x1, y1 = detection.box_px
     right_eye, left_eye = detection.keypoints_px[0], detection.keypoints_px[1]
     side = max(x1 - x0, y1 - y0) * _ROI_SCALE
-    return _roi(((x0 + x1) / 2, (y0 + y1) / 2), side, right_eye, left_eye)
+    return _roi(((x0 + x1) / 2, (y0 + y1) / 2), side, _roll(right_eye, left_eye))
 
 
 def roi_from_landmarks(points: F32) -> F64:
-    """The same, from the (468, 3) landmarks of the frame before, in px."""
-    right_eye, left_eye = points[RIGHT_EYE_OUTER, :2], points[LEFT_EYE_OUTER, :2]
-    upright = cv2.getRotationMatrix2D((0, 0), float(np.degrees(_roll(right_eye, left_eye))), 1.0)[:, :2]
+    """The same, from the (468, 3) landmarks of the frame before, in px. It is turned as the whole head is: in profile
+    the line between the eyes points towards the camera, and says nothing of that."""
+    roll = head_pose(points).roll
+    upright = cv2.getRotationMatrix2D((0, 0), float(np.degrees(roll)), 1.0)[:, :2]
     turned = points[:, :2] @ upright.T
     low, high = turned.min(axis=0), turned.max(axis=0)
     centre = (low + high) / 2 @ upright  # turned back
-    return _roi((float(centre[0]), float(centre[1])), float((high - low).max()) * _ROI_SCALE, right_eye, left_eye)
+    return _roi((float(centre[0]), float(centre[1])), float((high - low).max()) * _ROI_SCALE, roll)
 
 
 def _roll(right_eye: F32, left_eye: F32) -> float:
@@ -190,11 +192,9 @@ def _roll(right_eye: F32, left_eye: F32) -> float:
     return float(np.arctan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0]))
 
 
-def _roi(centre: tuple[float, float], side: float, right_eye: F32, left_eye: F32) -> F64:
+def _roi(centre: tuple[float, float], side: float, roll: float) -> F64:
     scale = MESH_SIZE / max(side, 1.0)
-    matrix: F64 = cv2.getRotationMatrix2D(centre, float(np.degrees(_roll(right_eye, left_eye))), scale).astype(
-        np.float64
-    )
+    matrix: F64 = cv2.getRotationMatrix2D(centre, float(np.degrees(roll)), scale).astype(np.float64)
     matrix[:, 2] += MESH_SIZE / 2 - np.array(centre)
     return matrix
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from unmask.models.geometry import CropPose, crop_pose, transform_points
+from unmask.models.geometry import CropPose, crop_pose, transform_landmarks
 from unmask.stream.face_finder import Box, Sighting, box_size, points_box
 from unmask.stream.frame import F32, F64
 from unmask.stream.likeness import Likeness
@@ -179,7 +179,7 @@ class FaceTrack:
             movement: (2, 3) float64, a similarity from px of the frame before to px of this one.
             seconds: presentation time.
         """
-        self.raw_px, self.landmarks_px = _carried(self.raw_px, movement), _carried(self.landmarks_px, movement)
+        self.raw_px, self.landmarks_px = (transform_landmarks(movement, x) for x in (self.raw_px, self.landmarks_px))
         before = self.crop
         self.crop, self._pose = _carried_pose(self.crop, movement), _carried_pose(self._pose, movement)
         self._step = np.array([self.crop.x - before.x, self.crop.y - before.y])
@@ -248,12 +248,6 @@ def _vector(pose: CropPose) -> F64:
 def _crop(vector: F64) -> CropPose:
     log_scale, roll, x, y = (float(v) for v in vector)
     return CropPose(math.exp(log_scale), roll, x, y)
-
-
-def _carried(landmarks_px: F32, movement: F64) -> F32:
-    """Points through a similarity (2, 3)."""
-    moved = transform_points(movement, landmarks_px)
-    return np.column_stack([moved, np.float32(_magnification(movement)) * landmarks_px[:, 2]])
 
 
 def _carried_pose(pose: CropPose, movement: F64) -> CropPose:

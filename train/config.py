@@ -20,7 +20,23 @@ OptimizerName = Literal["adamw", "sgd", "rmsprop", "nadam", "radam", "adafactor"
 JudgeName = Literal["patches", "features"]
 AdversarialForm = Literal["hinge", "lsgan", "wgan-gp", "non-saturating"]
 MapName = Literal[
-    "relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3", "relu3_4", "relu4_1", "relu5_1"
+    "relu1_1",
+    "relu1_2",
+    "relu2_1",
+    "relu2_2",
+    "relu3_1",
+    "relu3_2",
+    "relu3_3",
+    "relu3_4",
+    "relu4_1",
+    "relu5_1",
+    "stage1",
+    "stage2",
+    "stage3",
+    "stage4",
+    "stage5",
+    "stage6",
+    "stage7",
 ]
 
 
@@ -34,10 +50,11 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             turn at full size and, twice as large, at half size), or the hidden part alone.
         shrink: how many times smaller it sees that.
         every: on every so many-th step only.
-        maps: feature maps of VGG (perceptual, style, and adversarial with the judge "features").
+        maps: feature maps of VGG ("relu1_2") or of EfficientNet-Lite ("stage2"), not of both (perceptual, style, and
+            adversarial with the judge "features").
         matching: weight of feature matching (adversarial).
         form: of the adversarial game.
-        judge: what the discriminator looks at: patches of the picture, or what VGG makes of it (adversarial).
+        judge: what the discriminator looks at: patches of the picture, or feature maps of it (adversarial).
         penalty: weight of the gradient penalty: WGAN-GP's, or R1 with any other form (adversarial).
     """
 
@@ -156,6 +173,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tracker: folder written by `unmask data tracker` (detector, landmarker).
         perceptual_weights: file with the convolutions of a VGG (keys `features.N.weight`), for perceptual and style.
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
+        efficientnet_weights: file with an EfficientNet-Lite, for losses with its maps; see `train.efficientnet`.
         identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
         start: weights to start from, safetensors of the whole network; empty for random ones.
         encoder: what the encoder starts from. segmenter-imagenet: a file with torchvision's state dict of a ResNet-18,
@@ -189,6 +207,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tracker: str = ""
     perceptual_weights: str = ""
     perceptual_network: Literal["vgg16-caffe", "vgg16", "vgg19"] = "vgg16-caffe"
+    efficientnet_weights: str = ""
     identity_weights: str = ""
     start: str = ""
     encoder: str = ""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_landmarks, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import USUAL, Shift, placed
 from unmask.models.rows import five_points_of
@@ -145,9 +145,7 @@ class CropWriter:
         """Add the face with these (468, 3) landmarks of a (H, W, 3) picture."""
         matrix = canonical_crop(landmarks)
         self._crops[len(self.names)], self._inside[len(self.names)] = warp_crop(rgb, matrix)
-        depth = landmarks[:, 2:] * np.sqrt(np.linalg.det(matrix[:, :2]))
-        points = np.concatenate([transform_points(matrix, landmarks), depth], axis=1)
-        self._points.append(points.astype(np.float32))
+        self._points.append(transform_landmarks(matrix, landmarks))
         self.names.append(name)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

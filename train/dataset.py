@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_landmarks
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.train.data import PICTURE_SUFFIXES, largest_face, read_rgb, warp_crop
 from unmask.train.materials import MATERIALS, draw_mask
@@ -114,8 +114,7 @@ def _make_pair(path: Path, name: str, out: Path, options: MaskOptions, tools: tu
     if options.size:
         matrix = np.diag([options.size / CROP_SIZE] * 2) @ canonical_crop(landmarks)
         rgb, _ = warp_crop(rgb, matrix, options.size)
-        depth = landmarks[:, 2:] * np.sqrt(np.linalg.det(matrix[:, :2]))
-        landmarks = np.concatenate([transform_points(matrix, landmarks), depth], axis=1).astype(np.float32)
+        landmarks = transform_landmarks(matrix, landmarks)
     seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{name}".encode()).digest()[:8])
     masked, mask, kind = _hide(rgb, landmarks, options, np.random.default_rng(seed))
     for part, picture in zip(_PARTS, (masked[..., ::-1], mask, rgb[..., ::-1]), strict=True):

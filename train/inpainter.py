@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.geometry import CROP_SIZE, EYE_DISTANCE_PX, canonical_crop, transform_landmarks
+from unmask.models.outline import beyond_outline, fill_beyond
 from unmask.models.placement import USUAL, Shift
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, relight
@@ -39,6 +40,11 @@ RAISED_SHARE = 0.08
 SPILLED_SHARE = 0.12
 """How many holes take in something beside the mask, as segmenters do with collars and walls in profile: that is to be
 what it was, and not skin."""
+OUTLINED_SHARE = 0.6
+"""Of faces that look aside, how many are shown with the background filled beyond them, as in the pipeline."""
+_OUTLINE_ERROR = 0.03
+_OUTLINE_MARGIN = (0.01, 0.1)
+"""How far, in eye distances, the landmarks lie from the real outline of the face, and the fill from the landmarks."""
 _SHIFTED: Mapping[Shift, float] = {(0, 1): 0.1, (1, 0): 0.03, (-1, 0): 0.03, (1, 1): 0.02, (-1, 1): 0.02}
 """How many crops lie elsewhere, as for masks that the usual one would cut off."""
 MOST_TURNED = 88.0
@@ -127,9 +133,7 @@ def turned_face(
         for x in (bare.rgb, worn.rgb, worn.coverage)
     )
     region = cv2.dilate((coverage > 0.2).astype(np.uint8), disc(max(1, round(0.008 * size)))).astype(np.float32)
-    depth = points[:, 2:] * np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    moved = np.concatenate([transform_points(matrix, points), depth], axis=1).astype(np.float32)
-    return Sample(truth, np.ones((size, size), np.float32), moved), rgb, region
+    return Sample(truth, np.ones((size, size), np.float32), transform_landmarks(matrix, points)), rgb, region
 
 
 def spilled(hidden: F32, rng: np.random.Generator) -> F32:
@@ -142,6 +146,27 @@ def spilled(hidden: F32, rng: np.random.Generator) -> F32:
     oval = np.zeros(hidden.shape, np.uint8)
     cv2.ellipse(oval, (int(columns[one]), int(rows[one])), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
     return np.maximum(hidden, oval.astype(np.float32))
+
+
+def outlined(sample: Sample, seen: F32, hidden: F32, rng: np.random.Generator) -> tuple[Sample, F32, F32]:
+    """A face that looks aside, what is seen and what is hidden of it, once what lies beyond its outline is filled with
+    background as in the pipeline, as well as landmarks can be known; any other face as it is."""
+    size = len(hidden)
+    points = sample.points.copy()
+    points[:, 0] += rng.normal(0, _OUTLINE_ERROR) * EYE_DISTANCE_PX * size / CROP_SIZE
+    beyond = beyond_outline(points, _bytes(hidden), float(rng.uniform(*_OUTLINE_MARGIN)))
+    if beyond is None:
+        return sample, seen, hidden
+    unseen = cv2.dilate(hidden, disc(max(1, round(0.015 * size))))
+    shown, left, filled = fill_beyond(_bytes(seen), _bytes(hidden), _bytes(unseen), beyond)
+    background = shown.astype(np.float32) / 255
+    there = filled[..., None] > 0
+    truth, seen = (np.where(there, background, x).astype(np.float32) for x in (sample.rgb, seen))
+    return Sample(truth, sample.inside, sample.points), seen, (left > 127).astype(np.float32)
+
+
+def _bytes(x: F32) -> U8:
+    return np.asarray(np.clip(255.0 * x + 0.5, 0, 255), np.uint8)
 
 
 def disc(radius: int) -> npt.NDArray[np.uint8]:
@@ -180,6 +205,8 @@ def make_training_batch(
                 hidden = hidden * (frame < 0.1)
         if rng.random() < FILMED_SHARE:
             sample, seen = _filmed(sample, seen, rng)
+        if rng.random() < OUTLINED_SHARE:
+            sample, seen, hidden = outlined(sample, seen, hidden, rng)
         made.append((sample, seen, spilled(hidden, rng) if rng.random() < SPILLED_SHARE else hidden))
     return _stack(made)
 

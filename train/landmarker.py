@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.errors import UserError
-from unmask.models.geometry import ANCHOR_POINTS, transform_points
+from unmask.models.geometry import ANCHOR_POINTS, transform_landmarks
 from unmask.models.landmarker import Landmarker
 from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, roi_from_landmarks
 from unmask.models.rows import LANDMARKER_SIZE, LANDMARKS
@@ -33,6 +33,9 @@ F64 = npt.NDArray[np.float64]
 _REAL_SHARE: Final = 0.25
 _NOTHING_SHARE: Final = 0.2
 """Pictures without a face, or with one so far off that its points cannot be told."""
+
+_PROFILE_SHARE: Final = 0.12
+"""Of the pictures with a face, those with a real one in profile, where some were marked."""
 
 _NOSE_TIP: Final = 4
 _HIDDEN_TRUST: Final = 0.3
@@ -98,9 +101,7 @@ def _stray(rng: np.random.Generator, far: bool) -> F64:
 def cut_out(rgb: U8, points: F32, trust: F32, rng: np.random.Generator, far: bool = False) -> Example:
     """What the landmarker sees of a face in a picture."""
     matrix = (_stray(rng, far) @ np.vstack([roi_of(points), [0, 0, 1]]))[:2]
-    zoom = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
-    depth = points[:, 2:] * zoom
-    placed = np.concatenate([transform_points(matrix, points), depth], axis=1).astype(np.float32)
+    placed = transform_landmarks(matrix, points)
     if far:
         trust = np.zeros_like(trust)
     return Example(_warped(rgb, matrix, rng), placed, trust, 0.0 if far else 1.0)
@@ -122,7 +123,9 @@ def _warped(rgb: U8, matrix: F64, rng: np.random.Generator) -> U8:
 def draw_example(data: TrackerData, rng: np.random.Generator) -> Example:
     """A picture to train on, as some camera films it."""
     far = rng.random() < _NOTHING_SHARE
-    if len(data.scene_of_face) and rng.random() < (0.5 if far else _REAL_SHARE):
+    if data.profiles and not far and rng.random() < _PROFILE_SHARE:
+        example = _profile_example(data, rng)
+    elif len(data.scene_of_face) and rng.random() < (0.5 if far else _REAL_SHARE):
         example = _real_example(data, rng, far)
     else:
         index = int(rng.integers(len(data.kinds)))
@@ -134,11 +137,19 @@ def draw_example(data: TrackerData, rng: np.random.Generator) -> Example:
     return Example(as_filmed(rgb, rng), points, trust, example.sure)
 
 
+def _profile_example(data: TrackerData, rng: np.random.Generator) -> Example:
+    """A face in profile of a real scene, whose points were marked by hand."""
+    scene, mesh = data.profiles[int(rng.integers(len(data.profiles)))]
+    found = data.scenes[scene]
+    return cut_out(found.rgb, found.meshes[mesh], np.ones(LANDMARKS, np.float32), rng)
+
+
 def _real_example(data: TrackerData, rng: np.random.Generator, far: bool) -> Example:
     """A face of a real scene, or a part of the scene without any."""
     scene = data.scenes[int(rng.choice(data.scene_of_face))]
-    if not far and len(scene.meshes):
-        points = scene.meshes[int(rng.integers(len(scene.meshes)))]
+    meshes = scene.meshes[~scene.profile]
+    if not far and len(meshes):
+        points = meshes[int(rng.integers(len(meshes)))]
         below = points[:, 1] > points[_NOSE_TIP, 1]
         return cut_out(scene.rgb, points, np.where(below, _HIDDEN_TRUST, 1.0).astype(np.float32), rng)
     height, width = scene.rgb.shape[:2]

@@ -17,6 +17,7 @@ from unmask.models.discriminator import FeatureDiscriminator, PatchDiscriminator
 from unmask.train import losses
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Phase, Recipe, nearest
+from unmask.train.efficientnet import EfficientNet
 from unmask.train.identity import FaceEmbedding
 from unmask.train.loop import Trainer, channels_last, check_finite, share_gradients
 from unmask.train.losses import Vgg
@@ -65,7 +66,7 @@ class Scene:
         unpaired: pictures without a truth, which adversarial losses with the view "whole" see too; `real` is other
             people's faces, `weight` is where nothing was to be painted.
         original: (N, 3, H, W) 0..1, the same pictures as they were.
-        seen: what VGG made of views; several losses look at the same.
+        seen: feature maps of views, by network, view, shrink and which picture; several losses look at the same.
     """
 
     step: int
@@ -77,7 +78,7 @@ class Scene:
     moved: Callable[[], tuple[Tensor, Tensor]] | None = None
     unpaired: View | None = None
     original: Tensor | None = None
-    seen: dict[tuple[str, int, str], dict[str, Tensor]] = field(default_factory=dict)
+    seen: dict[tuple[str, str, int, str], dict[str, Tensor]] = field(default_factory=dict)
     _views: dict[tuple[str, int], View] = field(default_factory=dict)
     _corners: list[tuple[int, int]] = field(default_factory=list)
 
@@ -184,8 +185,7 @@ class Objectives:
         _check(named, draws=draws, segments=segments)
         kinds = {kind_of(label, loss) for label, loss in named}
         judged = {label: loss for label, loss in named if kind_of(label, loss) == "adversarial"}
-        by_features = any(loss.judge == "features" for loss in judged.values())
-        self._vgg = self._load_vgg() if kinds & set(_FEATURES) or by_features else None
+        self._feature_networks = {name: self._load(name) for name in dict.fromkeys(_networks(named))}
         self._embedding = self._load_embedding() if "identity" in kinds else None
         judges = {label: channels_last(self._new_judge(loss)) for label, loss in judged.items()}
         self.judges = nn.ModuleDict(judges).to(self._device)
@@ -251,19 +251,19 @@ class Objectives:
         return torch.stack([_FEATURES[kind](got[name], wanted[name]) for name in loss.maps]).sum()
 
     def _seen(self, loss: Loss, scene: Scene, which: str) -> dict[str, Tensor]:
-        """What VGG makes of the painted picture of a view, or of the real one."""
-        assert self._vgg is not None
-        key = (loss.view, loss.shrink, which)
+        """The feature maps of the painted picture of a view, or of the real one."""
+        network = _network_of(loss.maps)
+        key = (network, loss.view, loss.shrink, which)
         if any(name not in scene.seen.get(key, {}) for name in loss.maps):
             with self._autocast(), torch.set_grad_enabled(which == "fake"):
-                scene.seen[key] = self._vgg.features(getattr(scene.view(loss), which), loss.maps)
+                picture = getattr(scene.view(loss), which)
+                scene.seen[key] = self._feature_networks[network].features(picture, loss.maps)
         return scene.seen[key]
 
     def _new_judge(self, loss: Loss) -> nn.Module:
         if loss.judge == "patches":
             return PatchDiscriminator()
-        assert self._vgg is not None
-        return FeatureDiscriminator(self._vgg.channels(loss.maps))
+        return FeatureDiscriminator(self._feature_networks[_network_of(loss.maps)].channels(loss.maps))
 
     def _judged(self, label: str, loss: Loss, scene: Scene, which: str, *, learns: bool) -> tuple[Tensor, list[Tensor]]:
         """What a discriminator says of the painted picture, or of the real one, and its features."""
@@ -325,7 +325,11 @@ class Objectives:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def _load_vgg(self) -> Vgg:
+    def _load(self, network: str) -> Vgg | EfficientNet:
+        if network == "efficientnet":
+            if not self._recipe.efficientnet_weights:
+                raise UserError("the maps 'stage1' to 'stage7' need efficientnet_weights=FILE")
+            return channels_last(EfficientNet(Path(self._recipe.efficientnet_weights))).to(self._device)
         if not self._recipe.perceptual_weights:
             raise UserError(
                 "perceptual, style and judges of features need a VGG: give its file with perceptual_weights=FILE"
@@ -355,10 +359,24 @@ def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> Non
             problems.append(f"losses: '{label}' has one judge in all phases; give another one another key")
         elif loss.judge == "features" and (loss.matching or loss.penalty):
             problems.append(f"losses: '{label}' is judged by features: it has no matching and no penalty")
+        elif len({_network_of((name,)) for name in loss.maps}) > 1:
+            problems.append(f"losses: '{label}' has maps of two networks; give each its own loss")
         elif kind == "identity" and loss.view != "whole":
             problems.append(f"losses: '{label}' looks at the whole face, not at view: {loss.view}")
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
+
+
+def _networks(named: list[tuple[str, Loss]]) -> Iterator[str]:
+    """The networks whose feature maps the losses look at."""
+    for label, loss in named:
+        kind = kind_of(label, loss)
+        if kind in _FEATURES or (kind == "adversarial" and loss.judge == "features"):
+            yield _network_of(loss.maps)
+
+
+def _network_of(maps: tuple[str, ...]) -> str:
+    return "efficientnet" if maps and maps[0].startswith("stage") else "vgg"
 
 
 def _judge_of(loss: Loss) -> tuple[str, ...]:

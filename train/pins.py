@@ -28,6 +28,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
         "tracker": recipe.tracker,
         "split.file": recipe.split.file,
         "perceptual_weights": recipe.perceptual_weights,
+        "efficientnet_weights": recipe.efficientnet_weights,
         "identity_weights": recipe.identity_weights,
         "start": recipe.start,
         "encoder": recipe.encoder,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -50,9 +51,14 @@ _MORE_LABELS: Final = _LABELS | {"unknown": UNKNOWN, "nothing": NOTHING}
 _Label = tuple[int, tuple[float, ...]]
 """Kind, and x0, y0, x1, y1 in px."""
 
-_TURNED_SHARE: Final = 0.25
+_TURNED_SHARE: Final = 0.4
+_MOST_TURNED: Final = 90.0
+"""Degrees; heads turned so far are crude, but how a face lies is learnt from them."""
 _SCENE_VALIDATION: Final = 3
 """One scene in so many is kept for validation."""
+
+_SAME: Final = 0.3
+"""Overlap (IoU) from which on a found face is the one in profile that was marked by hand."""
 
 _PASSED: Final = 0.4
 """Overlap (IoU) from which on a found face and a labelled box are the same."""
@@ -121,7 +127,7 @@ def draw_face(faces: FaceCrops, index: int, templates: Sequence[Template], rng: 
     points, inside = face.points, face.inside
     if rng.random() < _TURNED_SHARE:
         behind = background(faces, FACE_SIZE, rng)
-        masked, points = turn_head(masked, points, behind, random_turn(rng))
+        masked, points = turn_head(masked, points, behind, random_turn(rng, _MOST_TURNED))
         inside = np.ones_like(inside)
     if rng.random() < 0.2:
         masked = put_in_front(masked, rgb, points, rng)
@@ -194,6 +200,7 @@ def prepare_scenes(
     out: Path,
     progress: Callable[[int, int], None],
     more: Path | None = None,
+    profiles: Mapping[str, Sequence[F32]] = MappingProxyType({}),
 ) -> int:
     """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
 
@@ -210,6 +217,8 @@ def prepare_scenes(
         more: a file like `boxes.csv` with what that leaves out, and what is found wrongly in stills (named with their
             folder, as in `cloth/1.jpg`): faces, boxes that are `unknown`, and `nothing` where something was taken for a
             face and is none.
+        profiles: (468, 3) landmarks of faces in profile, by the file names of `more`; they take the place of those that
+            are found there.
 
     Returns:
         How many boxes are listed.
@@ -228,29 +237,40 @@ def prepare_scenes(
     points: list[F32] = []
     for done, (path, labelled) in enumerate(todo):
         progress(done, len(todo))
-        seen = list(locate(read_rgb(path)))
+        name = path.name if labelled is not None else f"{path.parent.name}/{path.name}"
+        aside = profiles.get(name, ())
+        seen = [*_elsewhere(locate(read_rgb(path)), aside), *aside]
         if labelled is None:
             kind = WRONGLY if path.parent.name == "incorrect" else MASKED
-            labelled = others.get(f"{path.parent.name}/{path.name}", [])
+            labelled = others.get(name, [])
             labelled = [*labelled, *((kind, box) for box in _unlabelled(seen, labelled))]
-        if faces := _listed(labelled, seen, points):
+        if faces := _listed(labelled, seen, points, len(aside)):
             listed.append({"file": str(path.resolve()), "faces": faces})
     np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
     (out / "scenes.json").write_text(json.dumps(listed))
     return sum(len(entry["faces"]) for entry in listed)
 
 
-def _listed(labelled: Sequence[_Label], seen: Sequence[F32], points: list[F32]) -> list[dict[str, Any]]:
-    """The boxes of a picture as `scenes.json` has them; what was seen where a face is labelled is added to `points`."""
+def _elsewhere(seen: Sequence[F32], aside: Sequence[F32]) -> list[F32]:
+    """The landmarks (468, 3) that are not of one of the faces `aside`."""
+    known = np.array([box_of(points) for points in aside], np.float32).reshape(-1, 4)
+    return [p for p in seen if overlap(known, box_of(p)[None]).max(initial=0) <= _SAME]
+
+
+def _listed(labelled: Sequence[_Label], seen: Sequence[F32], points: list[F32], aside: int) -> list[dict[str, Any]]:
+    """The boxes of a picture as `scenes.json` has them; what was seen where a face is labelled is added to `points`.
+    The last `aside` of what was seen is in profile."""
     faces = []
     for kind, box in labelled:
         fits = [overlap(np.array([box], np.float32), box_of(p)[None])[0, 0] for p in seen]
-        row = -1
+        row, profile = -1, False
         if kind >= 0 and fits and max(fits) > _PASSED:
-            row = len(points)
-            points.append(seen[int(np.argmax(fits))])
-        faces.append({"kind": kind, "box": box, "points": row})
-    return faces + [{"kind": UNKNOWN, "box": box, "points": -1} for box in _unlabelled(seen, labelled)]
+            row, best = len(points), int(np.argmax(fits))
+            points.append(seen[best])
+            profile = best >= len(seen) - aside
+        faces.append({"kind": kind, "box": box, "points": row, "profile": profile})
+    others = _unlabelled(seen, labelled)
+    return faces + [{"kind": UNKNOWN, "box": box, "points": -1, "profile": False} for box in others]
 
 
 def _unlabelled(seen: Sequence[F32], labelled: Sequence[_Label]) -> list[tuple[float, ...]]:
@@ -270,6 +290,7 @@ class Scene:
         kinds: (N,) int64, indices into `KINDS`, or `UNKNOWN`.
         points: (N, 5, 2) float32 px, NaN where they are not known.
         meshes: (M, 468, 3) float32 px, of the faces whose points are known.
+        profile: (M,) bool, which of these are in profile, and marked by hand.
         nothing: (K, 4) float32 px, what looks like a face and is none.
     """
 
@@ -278,6 +299,7 @@ class Scene:
     kinds: npt.NDArray[np.int64]
     points: F32
     meshes: F32
+    profile: npt.NDArray[np.bool_]
     nothing: F32
 
 
@@ -292,6 +314,7 @@ class TrackerData:
         kinds: (N,) uint8, indices into `KINDS`.
         scenes: real ones.
         scene_of_face: (M,) int64, the scene of each of their faces.
+        profiles: scene and place among its meshes of each face in profile.
     """
 
     faces: U8
@@ -300,6 +323,7 @@ class TrackerData:
     kinds: U8
     scenes: tuple[Scene, ...]
     scene_of_face: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    profiles: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> "TrackerData":
@@ -313,7 +337,8 @@ class TrackerData:
             raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
         scenes = tuple(_scene(entry, mesh) for entry in listed)
         scene_of_face = np.repeat(np.arange(len(scenes)), [len(s.boxes) + len(s.nothing) for s in scenes])
-        return cls(faces, inside, points, kinds, scenes, scene_of_face)
+        profiles = tuple((i, int(j)) for i, scene in enumerate(scenes) for j in np.nonzero(scene.profile)[0])
+        return cls(faces, inside, points, kinds, scenes, scene_of_face, profiles)
 
 
 def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
@@ -323,6 +348,8 @@ def _scene(entry: dict[str, Any], mesh: F32) -> Scene:
     points = np.array([five_points_of(mesh[f["points"]]) if f["points"] >= 0 else unknown for f in faces], np.float32)
     kinds = np.array([f["kind"] for f in faces], np.int64)
     boxes = np.array([f["box"] for f in faces], np.float32).reshape(-1, 4)
-    meshes = mesh[[f["points"] for f in faces if f["points"] >= 0]]
+    known_faces = [f for f in faces if f["points"] >= 0]
+    meshes = mesh[[f["points"] for f in known_faces]]
+    profile = np.array([f.get("profile", False) for f in known_faces], np.bool_)
     rgb = read_rgb(Path(entry["file"]))
-    return Scene(rgb, boxes, kinds, points.reshape(-1, POINTS, 2), meshes, nothing)
+    return Scene(rgb, boxes, kinds, points.reshape(-1, POINTS, 2), meshes, profile, nothing)

@@ -125,19 +125,24 @@ def tracker(
         Path | None,
         typer.Option(metavar="FILE", help="Like boxes.csv, for what that leaves out; labels 'nothing', 'unknown' too."),
     ] = None,
+    profiles: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Faces in profile whose points were marked by eye.")
+    ] = None,
     variants: Annotated[int, typer.Option(metavar="N", min=1, help="How often each face is drawn.")] = 2,
 ) -> None:
     """Draw faces with masks and list real ones, to train detector and landmarker."""
     from unmask.stream.stills import landmarks_of_faces
+    from unmask.train.profiles import fit_profiles
     from unmask.train.tracker_data import prepare_faces, prepare_scenes
 
     for folder in (scenes, textures, *(stills or ())):
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
+    fitted = fit_profiles(profiles, crops) if profiles else {}
     with counting("faces") as progress:
         drawn = prepare_faces(crops, textures, output, variants, progress)
     with counting("pictures") as progress:
-        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress, more_labels)
+        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress, more_labels, fitted)
     print(f"{drawn} drawn faces and {listed} real ones in {output}")
 
 

@@ -6,9 +6,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unmask.models.engine import Engine, choose
+from unmask.models.geometry import transform_landmarks
+from unmask.models.outline import Beyond, beyond_outline, fill_beyond
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.mask_rests import fill_rests
 from unmask.stream.stage import Context, Stage
+
+
+def _shown(face: Face) -> Beyond:
+    """The crop of a masked face as the network sees it."""
+    seen = face.pictures
+    beyond = beyond_outline(transform_landmarks(face.crop_from_frame, face.landmarks_px), seen.hidden)
+    if beyond is None:
+        return Beyond(seen.crop, seen.hidden, np.zeros_like(seen.hidden))
+    return fill_beyond(seen.crop, seen.hidden, seen.mask, beyond)
 
 
 class Inpaint(Stage):
@@ -50,12 +61,12 @@ class Inpaint(Stage):
         return True
 
     def _paint(self, faces: Sequence[Face]) -> None:
-        crops = np.stack([face.pictures.crop for face in faces])
         # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
-        hidden = np.stack([face.pictures.hidden for face in faces])
-        for face, picture in zip(faces, self._engine(crops, hidden), strict=True):
-            face.pictures.painted[:] = picture
-            fill_rests(face.pictures.crop, face.pictures.hidden, face.pictures.painted)
+        shown = [_shown(face) for face in faces]
+        pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
+        for face, one, picture in zip(faces, shown, pictures, strict=True):
+            face.pictures.painted[:] = np.where(one.filled[..., None] > 0, one.rgb, picture)
+            fill_rests(one.rgb, one.hidden, face.pictures.painted)
             self._paintings[face.track_id] = face.pictures.painted.copy()
         self._painted += len(faces)
 
