@@ -34,18 +34,18 @@ _AROUND: Final = 24
 """How far around what is filled the background is looked at, px."""
 
 
-class Beyond(NamedTuple):
-    """A crop in which the background beyond a face is filled.
+class Shown(NamedTuple):
+    """What the inpainter is shown of a face.
 
     Attributes:
-        rgb: (S, S, 3) uint8.
+        rgb: (S, S, 3) uint8, the canonical crop, with what is known of the hidden part.
         hidden: (S, S) uint8, 255 where it is still to be painted.
-        filled: (S, S) uint8, 255 where background was filled in.
+        given: (S, S) uint8, 255 where the mask is, and what is under it known.
     """
 
     rgb: U8
     hidden: U8
-    filled: U8
+    given: U8
 
 
 def beyond_outline(points: F32, hidden: U8, margin: float = MARGIN) -> U8 | None:
@@ -81,7 +81,7 @@ def beyond_outline(points: F32, hidden: U8, margin: float = MARGIN) -> U8 | None
     return np.where(beyond, np.uint8(255), np.uint8(0))
 
 
-def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Beyond:
+def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Shown:
     """Fill what a mask hides of the background from what is seen of it beside the mask.
 
     Args:
@@ -91,7 +91,7 @@ def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Beyond:
         beyond: (S, S) uint8, 255 where there is no face.
     """
     filled = cv2.bitwise_and(beyond, cv2.compare(unseen, 0, cv2.CMP_GT))
-    nothing = Beyond(rgb, hidden, np.zeros_like(filled))
+    nothing = Shown(rgb, hidden, np.zeros_like(filled))
     x, y, width, height = cv2.boundingRect(filled)
     if cv2.countNonZero(filled) < _FEWEST_PX:
         return nothing
@@ -102,7 +102,7 @@ def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Beyond:
     spread = _spread(rgb[part].astype(np.float32), known.astype(np.float32))
     out = rgb.copy()
     out[part] = np.where(filled[part][..., None] > 0, np.clip(spread + 0.5, 0, 255), rgb[part]).astype(np.uint8)
-    return Beyond(out, cv2.bitwise_and(hidden, cv2.bitwise_not(filled)), np.asarray(filled, np.uint8))
+    return Shown(out, cv2.bitwise_and(hidden, cv2.bitwise_not(filled)), np.asarray(filled, np.uint8))
 
 
 def _spread(rgb: F32, weight: F32) -> F32:

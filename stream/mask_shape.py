@@ -31,6 +31,8 @@ _LID_PX: Final = 3
 """How far the rims of the eyes reach beyond their openings."""
 _HIDES_EYE: Final = 217
 """Of 255: how likely mask must be for an eye to be painted over, as where a mask is being put on."""
+_OVER_EYE: Final = 0.06
+"""Share of an eye that is so likely from which on the mask lies over it: then it grows there as elsewhere."""
 
 
 class MaskShape:
@@ -56,16 +58,24 @@ class MaskShape:
         Returns:
             `mask` and `hidden` as in `FacePictures`.
         """
-        eyes = np.zeros_like(solid)
-        for eye in _EYES:
-            contour = np.round(points[list(eye)]).astype(np.int32)
-            cv2.fillPoly(eyes, [contour], 255)
-            cv2.polylines(eyes, [contour], True, 255, 2 * _LID_PX)
-        eyes[probability >= _HIDES_EYE] = 0
+        eyes = self._seen_eyes(probability, points)
         gaps = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, self._gap) & ~solid
         seen = eyes | (gaps & cv2.compare(probability, NO_MASK, cv2.CMP_LT))
         grown = cv2.blur(cv2.dilate(solid, self._grow) & ~seen, (_FEATHER_PX, _FEATHER_PX))
         return np.asarray(grown * self._window, np.uint8), np.asarray(cv2.dilate(solid, self._fringe) & ~seen, np.uint8)
+
+    def _seen_eyes(self, probability: F32, points: F32) -> U8:
+        """(S, S) uint8 0 or 255, where eyes can be seen; arguments as for `regions`."""
+        certain = cv2.compare(probability, _HIDES_EYE, cv2.CMP_GE)
+        covered = cv2.dilate(certain, self._grow)
+        eyes = np.zeros_like(certain)
+        for eye in _EYES:
+            contour, region = np.round(points[list(eye)]).astype(np.int32), np.zeros_like(certain)
+            cv2.fillPoly(region, [contour], 255)
+            cv2.polylines(region, [contour], True, 255, 2 * _LID_PX)
+            over = cv2.countNonZero(region & certain) > _OVER_EYE * cv2.countNonZero(region)
+            eyes |= region & ~(covered if over else certain)
+        return np.asarray(eyes, np.uint8)
 
 
 def _disc(radius: int) -> U8:

@@ -258,6 +258,23 @@ def test_mask_leaves_eyes_alone_unless_it_certainly_hides_them(portrait: Portrai
     assert certain[eye[1], eye[0]] == 255
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_a_mask_over_an_eye_grows_there_as_elsewhere(portrait: Portrait, over: bool) -> None:
+    """Its rim, of which the network is less sure, would stay as a bright slit."""
+    face = portrait.frame(masked=False).faces[0]
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    upper, lower = (round(float(points[[left, right], 1].mean())) for left, right in ((159, 386), (145, 374)))
+    top = (upper + lower) // 2 if over else lower + 4
+    probability = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    probability[top - 2 : top] = 150
+    probability[top:200] = 250
+    shape = MaskShape()
+    _, hidden = shape.regions(shape.solid(probability), probability, points)
+    x = round(float(points[[159, 145], 0].mean()))
+    assert bool(hidden[top - 2, x]) is over
+    assert hidden[top + 8, x], "the mask itself is hidden in any case"
+
+
 def masks_found(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch, *found: tuple[slice, slice, int], score: float = 1.0
 ) -> list[U8]:

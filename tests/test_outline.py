@@ -75,7 +75,7 @@ def test_what_lies_beyond_is_filled_with_background(portrait: Portrait) -> None:
     shown = fill_beyond(rgb, mask, mask, beyond)
     hole = (mask > 0) & (beyond > 0)
     assert hole.sum() > 500
-    np.testing.assert_array_equal(shown.filled > 0, hole)
+    np.testing.assert_array_equal(shown.given > 0, hole)
     np.testing.assert_allclose(shown.rgb[hole].astype(int), np.tile((10, 80, 40), (hole.sum(), 1)), atol=2)
     np.testing.assert_array_equal(shown.rgb[~hole], rgb[~hole])
     np.testing.assert_array_equal(shown.hidden > 0, (mask > 0) & ~hole)
@@ -87,5 +87,5 @@ def test_nothing_is_filled_where_no_background_is_seen() -> None:
     beyond = np.zeros_like(mask)
     beyond[:, 200:] = 255
     shown = fill_beyond(rgb, mask, mask, beyond)
-    assert not shown.filled.any()
+    assert not shown.given.any()
     np.testing.assert_array_equal(shown.hidden, mask)
