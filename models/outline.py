@@ -65,8 +65,9 @@ def beyond_outline(points: F32, hidden: U8, margin: float = MARGIN) -> U8 | None
         return None
     side, eye = 1.0 if yaw > 0 else -1.0, EYE_DISTANCE_PX * size / 256
     rows, ahead = np.arange(size, dtype=np.float32), side * np.arange(size, dtype=np.float32)
-    near = np.abs(points[None, :, 1] - rows[:, None]) < _NEAR * eye
-    reach = np.where(near, side * points[None, :, 0], -np.inf).max(axis=1)
+    reach = np.full(size, -np.inf, np.float32)
+    np.maximum.at(reach, np.clip(np.rint(points[:, 1]), 0, size - 1).astype(int), side * points[:, 0])
+    reach = cv2.dilate(reach[:, None], np.ones((2 * round(_NEAR * eye) + 1, 1), np.uint8))[:, 0]
     known = np.isfinite(reach) & (rows >= points[_BROW, 1]) & (rows <= points[_CHIN, 1])
     if not known.any():
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beyond_outline, fill_beyond
-from unmask.stream.eye_memory import EyeMemory
+from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.mask_rests import fill_rests
 from unmask.stream.stage import Context, Stage
@@ -42,13 +42,13 @@ class Inpaint(Stage):
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, U8] = {}
-        self._eyes = EyeMemory()
+        self._memory = FaceMemory()
         self._painted = self._kept = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
-            self._eyes.forget()
-        self._eyes.look(frame.faces, frame.pts_seconds)
+            self._memory.forget()
+        self._memory.look(frame.faces, frame.pts_seconds)
         masked = [face for face in frame.faces if face.masked]
         changed = [face for face in masked if not self._recall(face)]
         if changed:
@@ -67,11 +67,12 @@ class Inpaint(Stage):
 
     def _paint(self, faces: Sequence[Face], seconds: float) -> None:
         # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
-        shown = [self._eyes.recall(face, _shown(face), seconds) for face in faces]
+        shown = [self._memory.with_eyes(face, _shown(face), seconds) for face in faces]
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
         for face, one, picture in zip(faces, shown, pictures, strict=True):
             face.pictures.painted[:] = np.where(one.given[..., None] > 0, one.rgb, picture)
             fill_rests(one.rgb, one.hidden, face.pictures.painted)
+            self._memory.keep_bare(face, one, face.pictures.painted, seconds)
             self._paintings[face.track_id] = face.pictures.painted.copy()
         self._painted += len(faces)
 

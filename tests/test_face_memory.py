@@ -1,4 +1,4 @@
-"""Eyes that a mask hides for a moment are those that were seen before."""
+"""What a mask hides of a face is what was seen of it a moment before: all of it while it is put on, then the eyes."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from faces import Portrait
 
 from unmask.models.geometry import CROP_SIZE, transform_points
 from unmask.models.outline import Shown
-from unmask.stream.eye_memory import EyeMemory
+from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face
 
 EYES = slice(95, 150)
@@ -35,12 +35,12 @@ def behind_a_mask(face: Face, rgb: U8) -> Shown:
 
 
 def test_eyes_that_were_seen_are_shown_where_a_mask_hides_them(portrait: Portrait) -> None:
-    memory, face = EyeMemory(), bare_face(portrait)
+    memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     memory.look([face], 1.0)
     before = behind_a_mask(face, crop)
     memory.look([face], 1.1)  # now they cannot be seen
-    shown = memory.recall(face, before, 1.1)
+    shown = memory.with_eyes(face, before, 1.1)
     given = shown.given > 0
     points = transform_points(face.crop_from_frame, face.landmarks_px)
     for corner in (33, 133, 362, 263, 159, 386):
@@ -53,14 +53,14 @@ def test_eyes_that_were_seen_are_shown_where_a_mask_hides_them(portrait: Portrai
 
 
 def test_remembered_eyes_go_with_the_face_and_the_light(portrait: Portrait) -> None:
-    memory, face = EyeMemory(), bare_face(portrait)
+    memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     memory.look([face], 0.0)
     turned = cv2.getRotationMatrix2D((128, 128), 12, 0.95)
     moved = replace(face, crop_from_frame=turned @ np.vstack([face.crop_from_frame, [0, 0, 1]]))
     truth = cv2.warpAffine(crop, turned, (CROP_SIZE, CROP_SIZE), borderMode=cv2.BORDER_REPLICATE)
     truth = cv2.convertScaleAbs(truth, alpha=0.8)
-    shown = memory.recall(moved, behind_a_mask(moved, np.asarray(truth, np.uint8)), 0.2)
+    shown = memory.with_eyes(moved, behind_a_mask(moved, np.asarray(truth, np.uint8)), 0.2)
     given = shown.given > 0
     assert given.sum() > 1000
     assert np.abs(shown.rgb[given].astype(int) - truth[given]).mean() < 10
@@ -68,7 +68,7 @@ def test_remembered_eyes_go_with_the_face_and_the_light(portrait: Portrait) -> N
 
 @pytest.mark.parametrize("why", ["long ago", "another face", "a cut", "never certain", "hardly hidden"])
 def test_eyes_are_not_shown_without_reason(portrait: Portrait, why: str) -> None:
-    memory, face = EyeMemory(), bare_face(portrait)
+    memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     face.score = 0.7 if why == "never certain" else 1.0
     memory.look([face], 0.0)
@@ -79,13 +79,13 @@ def test_eyes_are_not_shown_without_reason(portrait: Portrait, why: str) -> None
         memory.forget()
     if why == "hardly hidden":
         before = Shown(crop, np.where(np.arange(CROP_SIZE)[:, None] > 150, before.hidden, np.uint8(0)), before.given)
-    shown = memory.recall(face, before, 60.0 if why == "long ago" else 0.1)
+    shown = memory.with_eyes(face, before, 60.0 if why == "long ago" else 0.1)
     assert not shown.given.any()
     np.testing.assert_array_equal(shown.hidden, before.hidden)
 
 
 def test_a_blink_is_not_remembered(portrait: Portrait) -> None:
-    memory, face = EyeMemory(), bare_face(portrait)
+    memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     memory.look([face], 0.0)
     blinking = replace(face, landmarks_px=face.landmarks_px.copy())
@@ -93,8 +93,67 @@ def test_a_blink_is_not_remembered(portrait: Portrait) -> None:
         blinking.landmarks_px[upper] = blinking.landmarks_px[lower]
     blinking.pictures.crop[:] = 0
     memory.look([blinking], 0.1)
-    shown = memory.recall(face, behind_a_mask(face, crop), 0.2)
+    shown = memory.with_eyes(face, behind_a_mask(face, crop), 0.2)
     assert shown.rgb[shown.given > 0].mean() > 20, "the eyes before it are"
     memory.look([replace(blinking, masked=False)], 3.0)
-    shown = memory.recall(face, behind_a_mask(face, crop), 3.1)
+    shown = memory.with_eyes(face, behind_a_mask(face, crop), 3.1)
     assert shown.rgb[shown.given > 0].mean() < 20, "those that stay closed are, after a while"
+
+
+def put_on(memory: FaceMemory, face: Face, crop: U8, bare: float = 0.6, score: float = 0.0) -> Shown:
+    """Show the memory so many seconds of a bare face, then its mask at 10 seconds."""
+    face.masked, face.mask_score = False, score
+    for seconds in np.arange(10.0 - bare, 10.0, 0.04):
+        memory.look([face], float(seconds))
+    shown = behind_a_mask(face, crop)
+    memory.look([face], 10.0)
+    return shown
+
+
+def test_a_face_stays_as_it_was_while_its_mask_is_put_on(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    painted = {seconds: np.zeros_like(crop) for seconds in (10.0, 11.4, 12.2, 13.1)}
+    for seconds, picture in painted.items():
+        memory.keep_bare(face, shown, picture, seconds)
+    x, y = transform_points(face.crop_from_frame, face.landmarks_px)[[61, 291]].mean(axis=0).round().astype(int)
+    mouth = np.s_[y - 8 : y + 8, x - 20 : x + 20]
+    for seconds in (10.0, 11.4):
+        assert np.abs(painted[seconds][mouth].astype(int) - crop[mouth]).mean() < 6
+    fading = painted[12.2][mouth].mean() / crop[mouth].mean()
+    assert 0.3 < fading < 0.8
+    assert not painted[13.1].any(), "then there is what was painted"
+    assert not painted[10.0][shown.hidden == 0].any()
+    edge = painted[10.0][EYES.start, 60:200].mean()
+    assert edge < 0.5 * crop[EYES.start, 60:200].mean(), "and the edge is soft"
+
+
+@pytest.mark.parametrize("why", ["no time", "a mask under the chin", "a cut", "another face", "it came with a mask"])
+def test_no_face_is_kept_that_was_not_seen_bare(portrait: Portrait, why: str) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    if why == "it came with a mask":
+        shown = behind_a_mask(face, crop)
+        memory.look([face], 10.0)
+    else:
+        bare, score = (0.2 if why == "no time" else 0.6), (0.5 if why == "a mask under the chin" else 0.0)
+        shown = put_on(memory, face, crop, bare, score)
+    if why == "a cut":
+        memory.forget()
+    if why == "another face":
+        face = replace(face, track_id=face.track_id + 1)
+    painted = np.zeros_like(crop)
+    memory.keep_bare(face, shown, painted, 10.1)
+    assert not painted.any()
+
+
+def test_a_face_that_turns_is_not_kept(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    shown = put_on(memory, face, face.pictures.crop.copy())
+    turned = replace(face, landmarks_px=face.landmarks_px.copy())
+    turned.landmarks_px[:, 0] += 0.5 * turned.landmarks_px[:, 2]
+    straight, aside = (np.zeros_like(face.pictures.crop) for _ in range(2))
+    memory.keep_bare(face, shown, straight, 10.1)
+    memory.keep_bare(turned, shown, aside, 10.1)
+    assert aside.mean() < 0.5 * straight.mean()
