@@ -177,9 +177,18 @@ def roi_from_detection(detection: Detection) -> F64:
 
 
 def roi_from_landmarks(points: F32) -> F64:
-    """The same, from the (468, 3) landmarks of the frame before, in px. It is turned as the whole head is: in profile
-    the line between the eyes points towards the camera, and says nothing of that."""
-    roll = head_pose(points).roll
+    """The same, from the (468, 3) landmarks of the frame before, in px, turned as the line between the eyes is: what
+    MediaPipe's mesh was trained on."""
+    return _turned_roi(points, _roll(points[RIGHT_EYE_OUTER, :2], points[LEFT_EYE_OUTER, :2]))
+
+
+def upright_roi(points: F32) -> F64:
+    """The same, turned as the whole head is: in profile the line between the eyes points towards the camera, and says
+    nothing of that."""
+    return _turned_roi(points, head_pose(points).roll)
+
+
+def _turned_roi(points: F32, roll: float) -> F64:
     upright = cv2.getRotationMatrix2D((0, 0), float(np.degrees(roll)), 1.0)[:, :2]
     turned = points[:, :2] @ upright.T
     low, high = turned.min(axis=0), turned.max(axis=0)

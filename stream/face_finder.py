@@ -24,6 +24,7 @@ from unmask.models.mediapipe import (
     points_to_frame,
     roi_from_detection,
     roi_from_landmarks,
+    upright_roi,
 )
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
@@ -136,16 +137,21 @@ class Finder(ABC):
 
     @abstractmethod
     def points(self, frame: Frame, roi: F64) -> tuple[F32, bool]:
-        """The points of the face in a region of the frame (`unmask.models.mediapipe.roi_from_landmarks`), as
+        """The points of the face in a region of the frame (`region`, or `roi_from_detection`), as
         `unmask.stream.frame.Face.landmarks_px`; False where there plainly is none."""
 
     @abstractmethod
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         """Check points in upright close-ups."""
 
+    @staticmethod
+    def region(landmarks_px: F32) -> F64:
+        """The region that the network of points should look at, for a face with these (468, 3) landmarks: (2, 3)."""
+        return upright_roi(landmarks_px)
+
     def follow(self, frame: Frame, landmarks_px: F32) -> tuple[F32, bool]:
         """The points of the face that was, or is expected, at `landmarks_px`; False where there plainly is none."""
-        return self.points(frame, roi_from_landmarks(landmarks_px))
+        return self.points(frame, self.region(landmarks_px))
 
     def fit(self, frame: Frame, proposal: Detection) -> Sighting:
         """Find the points of a proposal, and look closely: twice, and a third time where that leaves doubt."""
@@ -177,7 +183,7 @@ class Finder(ABC):
         """What a head, with its hair and collar, has of each colour: (N,) float32 of unit length, to tell people apart
         by its dot product."""
         size = _APPEARANCE_PX
-        view = closer(roi_from_landmarks(landmarks_px), _APPEARANCE_SHARE / MESH_SHARE, size)
+        view = closer(self.region(landmarks_px), _APPEARANCE_SHARE / MESH_SHARE, size)
         hsv = cv2.cvtColor(self.picture(frame, view, (size, size)), cv2.COLOR_RGB2HSV)
         histogram = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 4], [0, 180, 0, 256, 0, 256]).reshape(-1)
         return np.asarray(np.sqrt(histogram / histogram.sum()), np.float32)
@@ -208,6 +214,10 @@ class MediaPipeFinder(Finder):
         self.overviews = [_view((0, 0, width, height), reach) for reach in _INPUT_PX]
         self.margins = [_view(around, reach) for reach in _INPUT_PX]
         self.tiles = [_view(tile, "full") for tile in _tiles(width, height)]
+
+    @staticmethod
+    def region(landmarks_px: F32) -> F64:
+        return roi_from_landmarks(landmarks_px)
 
     def search(self, frame: Frame, view: View, min_score: float = _PROPOSAL_SCORE) -> list[Detection]:
         size = _INPUT_PX[view.reach]

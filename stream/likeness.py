@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from unmask.models.geometry import ANCHOR_POINTS, transform_points
-from unmask.models.mediapipe import MESH_SIZE, roi_from_landmarks
+from unmask.models.mediapipe import MESH_SIZE, upright_roi
 from unmask.stream.canvas import Canvas, compose, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame
 
@@ -46,7 +46,7 @@ class Likeness:
 
     def __init__(self, canvas: Canvas, frame: Frame, landmarks_px: F32) -> None:
         self._canvas = canvas
-        self._view_from_frame = roi_from_landmarks(landmarks_px)
+        self._view_from_frame = upright_roi(landmarks_px)
         self._grey = canvas.grey(frame, self._view_from_frame, MESH_SIZE)
         points = transform_points(self._view_from_frame, landmarks_px)
         self._face = _hull(np.concatenate([points, points + np.array([0, _BELOW_PX], np.float32)]))

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, roi_from_landmarks
+from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, upright_roi
 from unmask.models.rows import LANDMARKER_SIZE, five_points_of
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
@@ -127,7 +127,7 @@ class MaskedFinder(Finder):
 
     def _looked(self, frame: Frame, landmarks_px: F32) -> tuple[F64, F32, Detection | None]:
         """The same, the points as the landmarker places them when it looks again, and what the detector found there."""
-        box, roi = points_box(landmarks_px), roi_from_landmarks(landmarks_px)
+        box, roi = points_box(landmarks_px), upright_roi(landmarks_px)
         middle, size = box_centre(box), box_size(box)
         view = closer(roi, _CLOSE_UP_SHARE / MESH_SHARE, SHAPES["close"][0])
         found = self.search(frame, View(view, "close"), _CLOSE_UP_SCORE)

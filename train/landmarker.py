@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from unmask.errors import UserError
 from unmask.models.geometry import ANCHOR_POINTS, transform_landmarks
 from unmask.models.landmarker import Landmarker
-from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, roi_from_landmarks
+from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, upright_roi
 from unmask.models.rows import LANDMARKER_SIZE, LANDMARKS
 from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
@@ -81,7 +81,7 @@ class Batch:
 
 def roi_of(points: F32) -> F64:
     """(2, 3) float64: from px of the picture to px of what the landmarker sees, for a face with these points."""
-    return roi_from_landmarks(points) * (LANDMARKER_SIZE / MESH_SIZE)
+    return upright_roi(points) * (LANDMARKER_SIZE / MESH_SIZE)
 
 
 def _stray(rng: np.random.Generator, far: bool) -> F64:
