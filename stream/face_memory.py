@@ -52,6 +52,9 @@ _PUT_ON_SECONDS: Final = (1.5, 3.0)
 _BEND_PX: Final = 5.0
 """How far the landmarks may move, beyond what an affine map explains, until the bare face has faded to 1/e: a head that
 turns looks different."""
+_ALIKE: Final = 45.0
+"""Mean difference (of 255) between what was seen and what is painted up to which both can be skin (28 at most in a clip
+of four people): a mask that was missed for some frames must not be shown as the bare face."""
 _EDGE_PX: Final = 9
 """Width of the soft edge within the hidden part."""
 
@@ -140,6 +143,8 @@ class FaceMemory:
         bare, bend = _as_now(person.bare[0], shown, points)
         share *= float(np.exp(-((bend / _BEND_PX) ** 2)))
         inside = cv2.bitwise_and(_hull(points), face.pictures.hidden)
+        if float(cv2.absdiff(bare, painted)[inside > 0].mean() if inside.any() else 0.0) > _ALIKE:
+            return
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
         weight = share * np.minimum(depth / _EDGE_PX, 1.0)[..., None].astype(np.float32)
         painted[:] = np.clip(painted + weight * (bare.astype(np.float32) - painted) + 0.5, 0, 255).astype(np.uint8)

@@ -110,50 +110,63 @@ def put_on(memory: FaceMemory, face: Face, crop: U8, bare: float = 0.6, score: f
     return shown
 
 
+def another_face(crop: U8) -> U8:
+    """What a network may have painted: skin, brighter than it was."""
+    return cv2.blur(cv2.convertScaleAbs(crop, beta=20), (9, 9)).astype(np.uint8)
+
+
 def test_a_face_stays_as_it_was_while_its_mask_is_put_on(portrait: Portrait) -> None:
     memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
-    shown = put_on(memory, face, crop)
-    painted = {seconds: np.zeros_like(crop) for seconds in (10.0, 11.4, 12.2, 13.1)}
+    shown, other = put_on(memory, face, crop), another_face(crop)
+    painted = {seconds: other.copy() for seconds in (10.0, 11.4, 12.2, 13.1)}
     for seconds, picture in painted.items():
         memory.keep_bare(face, shown, picture, seconds)
     x, y = transform_points(face.crop_from_frame, face.landmarks_px)[[61, 291]].mean(axis=0).round().astype(int)
     mouth = np.s_[y - 8 : y + 8, x - 20 : x + 20]
+    brighter = (other[mouth].astype(float) - crop[mouth]).mean()
     for seconds in (10.0, 11.4):
         assert np.abs(painted[seconds][mouth].astype(int) - crop[mouth]).mean() < 6
-    fading = painted[12.2][mouth].mean() / crop[mouth].mean()
-    assert 0.3 < fading < 0.8
-    assert not painted[13.1].any(), "then there is what was painted"
-    assert not painted[10.0][shown.hidden == 0].any()
-    edge = painted[10.0][EYES.start, 60:200].mean()
-    assert edge < 0.5 * crop[EYES.start, 60:200].mean(), "and the edge is soft"
+    assert 0.3 < (painted[12.2][mouth].astype(float) - crop[mouth]).mean() / brighter < 0.8, "it fades"
+    np.testing.assert_array_equal(painted[13.1], other, "then there is what was painted")
+    np.testing.assert_array_equal(painted[10.0][shown.hidden == 0], other[shown.hidden == 0])
+    edge = np.s_[EYES.start : EYES.start + 2, 90:166]
+    assert np.abs(painted[10.0][edge].astype(int) - other[edge]).mean() < 0.4 * brighter, "and the edge is soft"
 
 
-@pytest.mark.parametrize("why", ["no time", "a mask under the chin", "a cut", "another face", "it came with a mask"])
+@pytest.mark.parametrize(
+    "why", ["no time", "a mask under the chin", "a cut", "another face", "it came with a mask", "its mask was missed"]
+)
 def test_no_face_is_kept_that_was_not_seen_bare(portrait: Portrait, why: str) -> None:
     memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
+    other = another_face(crop)
     if why == "it came with a mask":
         shown = behind_a_mask(face, crop)
         memory.look([face], 10.0)
     else:
         bare, score = (0.2 if why == "no time" else 0.6), (0.5 if why == "a mask under the chin" else 0.0)
+        if why == "its mask was missed":
+            face.pictures.crop[EYES.start : 220, 20:236] = 255
         shown = put_on(memory, face, crop, bare, score)
     if why == "a cut":
         memory.forget()
     if why == "another face":
         face = replace(face, track_id=face.track_id + 1)
-    painted = np.zeros_like(crop)
+    painted = other.copy()
     memory.keep_bare(face, shown, painted, 10.1)
-    assert not painted.any()
+    np.testing.assert_array_equal(painted, other)
 
 
 def test_a_face_that_turns_is_not_kept(portrait: Portrait) -> None:
     memory, face = FaceMemory(), bare_face(portrait)
+    other = another_face(face.pictures.crop)
     shown = put_on(memory, face, face.pictures.crop.copy())
     turned = replace(face, landmarks_px=face.landmarks_px.copy())
-    turned.landmarks_px[:, 0] += 0.5 * turned.landmarks_px[:, 2]
-    straight, aside = (np.zeros_like(face.pictures.crop) for _ in range(2))
-    memory.keep_bare(face, shown, straight, 10.1)
-    memory.keep_bare(turned, shown, aside, 10.1)
-    assert aside.mean() < 0.5 * straight.mean()
+    turned.landmarks_px[:, 0] += 0.35 * turned.landmarks_px[:, 2]
+    changed = []
+    for one in (face, turned):
+        painted = other.copy()
+        memory.keep_bare(one, shown, painted, 10.1)
+        changed.append(np.abs(painted.astype(int) - other).mean())
+    assert changed[1] < 0.5 * changed[0]
