@@ -17,7 +17,7 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
-    *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features"),
+    *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features", "inpainter-outlines"),
     *("segmenter", "segmenter-real", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
@@ -27,6 +27,7 @@ SMALL = {
     "inpainter-identity": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-profile": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-features": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-outlines": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
     "ear-loops": ["sizes={width: 4, loops: 4}", "start=", "losses={bce: 1000}"],
@@ -213,6 +214,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         write_labels(folder / "labels")
         write_tracker_data(folder / "tracker")
         write_vgg(folder / "vgg.pth", "vgg")
+        write_efficientnet(folder / "efficientnet.pth")
         write_resnet(folder / "resnet18.pth")
         write_dlib_face(folder / "dlib.dat")
     full = load_recipe(name)
@@ -225,6 +227,8 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         general.append(f"tracker={folder}/tracker")
     if full.perceptual_weights:
         general.append(f"perceptual_weights={folder}/vgg.pth")
+    if full.efficientnet_weights:
+        general.append(f"efficientnet_weights={folder}/efficientnet.pth")
     if full.identity_weights:
         general.append(f"identity_weights={folder}/dlib.dat")
     if full.encoder:
