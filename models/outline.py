@@ -34,6 +34,12 @@ _AROUND: Final = 24
 """How far around what is filled the background is looked at, px."""
 
 
+_BESIDE_PX: Final = 8
+"""How far beside the landmarks of a face that looks ahead a mask may reach that fits it."""
+_BROAD_PX: Final = 6
+"""Half the width from which on a part of a mask beside the face is no ear loop."""
+
+
 class Shown(NamedTuple):
     """What the inpainter is shown of a face.
 
@@ -80,6 +86,33 @@ def beyond_outline(points: F32, hidden: U8, margin: float = MARGIN) -> U8 | None
         outline += max(0.0, float((edge - outline[nose]).min()))
     beyond = (ahead[None] > outline[:, None]) & (rows >= points[_BROW, 1])[:, None]
     return np.where(beyond, np.uint8(255), np.uint8(0))
+
+
+def beside_face(points: F32, hidden: U8) -> U8 | None:
+    """Where a mask lies broadly beside a face that looks ahead, as while it is put on, and hides what is behind it. One
+    that is worn may stand out at the jaw, too: what is there is neck or hair, and the network's to paint.
+
+    Args:
+        points: (468, 3) float32 landmarks in px of a canonical crop.
+        hidden: (S, S) uint8, above 0 where its mask is.
+
+    Returns:
+        (S, S) uint8, 255 there and a little around; None where there is no such part, as mostly.
+    """
+    face = np.zeros(hidden.shape, np.uint8)
+    cv2.fillConvexPoly(face, np.round(cv2.convexHull(np.ascontiguousarray(points[:, :2]))).astype(np.int32), 255)
+    face = cv2.dilate(face, _disc(_BESIDE_PX))
+    rows = np.arange(len(hidden))
+    face[rows > points[_CHIN, 1]] = 255  # the neck
+    broad = cv2.morphologyEx(cv2.bitwise_and(hidden, cv2.bitwise_not(face)), cv2.MORPH_OPEN, _disc(_BROAD_PX))
+    if not broad.any():
+        return None
+    around = cv2.dilate(broad, _disc(2 * _BROAD_PX))
+    return np.asarray(cv2.bitwise_and(around, cv2.bitwise_not(face)), np.uint8)
+
+
+def _disc(radius: int) -> U8:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 
 def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Shown:

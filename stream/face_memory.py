@@ -45,8 +45,8 @@ _BARE: Final = 0.3
 """Of `mask_score`: a face that shows more of a mask, under its chin for instance, is not remembered as bare."""
 _EVERY_SECONDS: Final = 0.1
 _BEFORE_SECONDS: Final = (0.3, 0.6)
-"""How long before its mask a bare face is remembered from, at least and at most: in the last frames a hand and the mask
-come into it."""
+"""How long before its mask a bare face is remembered from: the second at most, as a hand and the mask come into the last
+frames; the first at least where it wore a mask before, which may have been missed for some frames."""
 _PUT_ON_SECONDS: Final = (1.5, 3.0)
 """So long after a mask has come the bare face is shown; then it fades until the second."""
 _BEND_PX: Final = 5.0
@@ -75,11 +75,15 @@ class _Person:
         eyes: when they were seen last, and how far they were open.
         bare: the face in the last frames without a mask, the oldest first.
         masked_since: when a mask came; None while there is none, and where the track came with one.
+        worn: whether it has ever worn a mask.
+        again: whether it had before that one came.
     """
 
     eyes: tuple[_Seen, float] | None = None
     bare: deque[_Seen] = field(default_factory=deque)
     masked_since: float | None = None
+    worn: bool = False
+    again: bool = False
 
 
 class FaceMemory:
@@ -99,7 +103,8 @@ class FaceMemory:
         for face in faces:
             person = self._people[face.track_id]
             if face.masked and person.bare and person.masked_since is None:
-                person.masked_since = seconds
+                person.masked_since, person.again = seconds, person.worn
+            person.worn |= face.masked
             if face.still or face.score < _CERTAIN:
                 continue
             points = transform_points(face.crop_from_frame, face.landmarks_px)
@@ -129,19 +134,27 @@ class FaceMemory:
             cv2.bitwise_or(shown.given, given),
         )
 
+    def is_put_on(self, face: Face, seconds: float) -> bool:
+        """Whether the mask of a face came a moment ago, where there was none."""
+        since = self._people.get(face.track_id, _Person()).masked_since
+        return since is not None and seconds - since < _PUT_ON_SECONDS[1]
+
     def keep_bare(self, face: Face, shown: Shown, painted: U8, seconds: float) -> None:
         """While a mask is being put on, paint the face that was bare before over what the network has `painted`
-        (S, S, 3) of its hidden part; written in place."""
+        (S, S, 3) of its hidden part; written in place. The less so the more of the eyes it covers: then landmarks are
+        guesses."""
         person = self._people.get(face.track_id, _Person())
         if person.masked_since is None or not person.bare:
             return
         before, since = person.masked_since - person.bare[0].seconds, seconds - person.masked_since
         share = float(np.interp(since, _PUT_ON_SECONDS, (1.0, 0.0)))
-        if share <= 0.0 or not _BEFORE_SECONDS[0] <= before <= 2 * _BEFORE_SECONDS[1]:
+        least = _BEFORE_SECONDS[0] if person.again else 0.0
+        if share <= 0.0 or not least <= before <= 2 * _BEFORE_SECONDS[1]:
             return
         points = transform_points(face.crop_from_frame, face.landmarks_px)
         bare, bend = _as_now(person.bare[0], shown, points)
-        share *= float(np.exp(-((bend / _BEND_PX) ** 2)))
+        blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
+        share *= float(np.exp(-((bend / _BEND_PX) ** 2))) * max(0.0, 1.0 - 1.5 * blind)
         inside = cv2.bitwise_and(_hull(points), face.pictures.hidden)
         if float(cv2.absdiff(bare, painted)[inside > 0].mean() if inside.any() else 0.0) > _ALIKE:
             return

@@ -12,8 +12,8 @@ from unmask.models.outline import Shown
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face
 
-EYES = slice(95, 150)
-"""Rows of the crop in which eyes and brows lie."""
+EYES, BELOW = slice(95, 150), 150
+"""Rows of the crop in which eyes and brows lie, and from which a mask leaves them free."""
 
 
 def bare_face(portrait: Portrait) -> Face:
@@ -25,10 +25,10 @@ def bare_face(portrait: Portrait) -> Face:
     return face
 
 
-def behind_a_mask(face: Face, rgb: U8) -> Shown:
-    """What is shown of a face whose mask lies over eyes and cheeks."""
+def behind_a_mask(face: Face, rgb: U8, top: int = EYES.start) -> Shown:
+    """What is shown of a face whose mask lies over cheeks and, as a rule, eyes."""
     hidden = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-    hidden[EYES.start : 220, 20:236] = 255
+    hidden[top:220, 20:236] = 255
     face.masked = True
     face.pictures.mask[:] = face.pictures.hidden[:] = hidden
     return Shown(np.where(hidden[..., None] > 0, np.uint8(255), rgb), hidden, np.zeros_like(hidden))
@@ -100,12 +100,12 @@ def test_a_blink_is_not_remembered(portrait: Portrait) -> None:
     assert shown.rgb[shown.given > 0].mean() < 20, "those that stay closed are, after a while"
 
 
-def put_on(memory: FaceMemory, face: Face, crop: U8, bare: float = 0.6, score: float = 0.0) -> Shown:
+def put_on(memory: FaceMemory, face: Face, crop: U8, bare: float = 0.6, score: float = 0.0, top: int = BELOW) -> Shown:
     """Show the memory so many seconds of a bare face, then its mask at 10 seconds."""
     face.masked, face.mask_score = False, score
     for seconds in np.arange(10.0 - bare, 10.0, 0.04):
         memory.look([face], float(seconds))
-    shown = behind_a_mask(face, crop)
+    shown = behind_a_mask(face, crop, top)
     memory.look([face], 10.0)
     return shown
 
@@ -119,6 +119,7 @@ def test_a_face_stays_as_it_was_while_its_mask_is_put_on(portrait: Portrait) -> 
     memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     shown, other = put_on(memory, face, crop), another_face(crop)
+    assert [memory.is_put_on(face, seconds) for seconds in (10.0, 12.9, 13.1)] == [True, True, False]
     painted = {seconds: other.copy() for seconds in (10.0, 11.4, 12.2, 13.1)}
     for seconds, picture in painted.items():
         memory.keep_bare(face, shown, picture, seconds)
@@ -130,25 +131,33 @@ def test_a_face_stays_as_it_was_while_its_mask_is_put_on(portrait: Portrait) -> 
     assert 0.3 < (painted[12.2][mouth].astype(float) - crop[mouth]).mean() / brighter < 0.8, "it fades"
     np.testing.assert_array_equal(painted[13.1], other, "then there is what was painted")
     np.testing.assert_array_equal(painted[10.0][shown.hidden == 0], other[shown.hidden == 0])
-    edge = np.s_[EYES.start : EYES.start + 2, 90:166]
+    edge = np.s_[BELOW : BELOW + 2, 90:166]
     assert np.abs(painted[10.0][edge].astype(int) - other[edge]).mean() < 0.4 * brighter, "and the edge is soft"
 
 
 @pytest.mark.parametrize(
-    "why", ["no time", "a mask under the chin", "a cut", "another face", "it came with a mask", "its mask was missed"]
+    "why",
+    [
+        *("no time", "a mask under the chin", "a cut", "another face", "it came with a mask", "its mask was missed"),
+        "its eyes are covered",
+    ],
 )
 def test_no_face_is_kept_that_was_not_seen_bare(portrait: Portrait, why: str) -> None:
     memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     other = another_face(crop)
     if why == "it came with a mask":
-        shown = behind_a_mask(face, crop)
+        shown = behind_a_mask(face, crop, BELOW)
         memory.look([face], 10.0)
+        assert not memory.is_put_on(face, 10.0)
     else:
         bare, score = (0.2 if why == "no time" else 0.6), (0.5 if why == "a mask under the chin" else 0.0)
+        if why == "no time":  # it wore one before, and may wear it still
+            behind_a_mask(face, crop)
+            memory.look([face], 9.0)
         if why == "its mask was missed":
             face.pictures.crop[EYES.start : 220, 20:236] = 255
-        shown = put_on(memory, face, crop, bare, score)
+        shown = put_on(memory, face, crop, bare, score, 60 if why == "its eyes are covered" else BELOW)
     if why == "a cut":
         memory.forget()
     if why == "another face":

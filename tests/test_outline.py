@@ -5,7 +5,7 @@ import pytest
 from faces import Portrait
 
 from unmask.models.geometry import canonical_crop, transform_landmarks
-from unmask.models.outline import beyond_outline, fill_beyond
+from unmask.models.outline import beside_face, beyond_outline, fill_beyond
 from unmask.train.profiles import mean_mesh
 
 SIZE = 256
@@ -89,3 +89,23 @@ def test_nothing_is_filled_where_no_background_is_seen() -> None:
     shown = fill_beyond(rgb, mask, mask, beyond)
     assert not shown.given.any()
     np.testing.assert_array_equal(shown.hidden, mask)
+
+
+def test_a_mask_that_lies_beside_a_face_hides_background_there(portrait: Portrait) -> None:
+    points = aside(portrait, 0)
+    left, right, chin = points[:, 0].min(), points[:, 0].max(), points[CHIN, 1]
+    fits = np.zeros((SIZE, SIZE), np.uint8)
+    fits[130:190, round(float(left)) : round(float(right))] = 255
+    assert beside_face(points, fits) is None
+    loops = fits.copy()
+    loops[140:146, :] = 255
+    assert beside_face(points, loops) is None, "an ear loop is no part of it"
+    wide = fits.copy()
+    wide[130:200, :] = 255
+    beside = beside_face(points, wide)
+    assert beside is not None
+    x, y = np.clip(np.rint(points[:, :2]), 0, SIZE - 1).astype(int).T
+    assert not beside[y, x].any(), "nothing of the face"
+    assert beside[150:180, 2].all()
+    assert beside[150:180, -3].all()
+    assert not beside[round(float(chin)) + 2 :].any(), "nor of the neck"

@@ -7,17 +7,19 @@ import numpy as np
 
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import transform_landmarks
-from unmask.models.outline import Shown, beyond_outline, fill_beyond
+from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.mask_rests import fill_rests
 from unmask.stream.stage import Context, Stage
 
 
-def _shown(face: Face) -> Shown:
-    """The crop of a masked face, with background where the mask stands off it."""
-    seen = face.pictures
-    beyond = beyond_outline(transform_landmarks(face.crop_from_frame, face.landmarks_px), seen.hidden)
+def _shown(face: Face, *, put_on: bool) -> Shown:
+    """The crop of a masked face, with background where the mask stands off it or, being put on, lies beside it."""
+    seen, points = face.pictures, transform_landmarks(face.crop_from_frame, face.landmarks_px)
+    beyond = beyond_outline(points, seen.hidden)
+    if beyond is None and put_on:
+        beyond = beside_face(points, seen.hidden)
     if beyond is None:
         return Shown(seen.crop, seen.hidden, np.zeros_like(seen.hidden))
     return fill_beyond(seen.crop, seen.hidden, seen.mask, beyond)
@@ -67,7 +69,10 @@ class Inpaint(Stage):
 
     def _paint(self, faces: Sequence[Face], seconds: float) -> None:
         # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
-        shown = [self._memory.with_eyes(face, _shown(face), seconds) for face in faces]
+        shown = []
+        for face in faces:
+            background = _shown(face, put_on=self._memory.is_put_on(face, seconds))
+            shown.append(self._memory.with_eyes(face, background, seconds))
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
         for face, one, picture in zip(faces, shown, pictures, strict=True):
             face.pictures.painted[:] = np.where(one.given[..., None] > 0, one.rgb, picture)
