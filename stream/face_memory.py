@@ -45,8 +45,8 @@ _BARE: Final = 0.3
 """Of `mask_score`: a face that shows more of a mask, under its chin for instance, is not remembered as bare."""
 _EVERY_SECONDS: Final = 0.1
 _BEFORE_SECONDS: Final = (0.3, 0.6)
-"""How long before its mask a bare face is remembered from: the second at most, as a hand and the mask come into the last
-frames; the first at least where it wore a mask before, which may have been missed for some frames."""
+"""How long before its mask a bare face is remembered from: the second at most, as a hand and the mask come into the
+last frames; the first at least where it wore one before, which may have been missed for some frames."""
 _PUT_ON_SECONDS: Final = (1.5, 3.0)
 """So long after a mask has come the bare face is shown; then it fades until the second."""
 _BEND_PX: Final = 5.0
