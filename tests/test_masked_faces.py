@@ -104,6 +104,26 @@ def test_data_for_the_tracker_leave_validation_out(data: Path, portrait: Portrai
     assert np.linalg.norm(scene.points[0, 0] - eyes) < 8, "the points of a labelled face are found"
 
 
+def test_profiles_that_were_marked_are_part_of_the_data(crops: Path, portrait: Portrait, tmp_path: Path) -> None:
+    name = next(f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png"))
+    (scenes := tmp_path / "scenes").mkdir()
+    cv2.imwrite(str(scenes / name), portrait.masked[..., ::-1])
+    box = ",".join(str(round(float(v))) for v in box_of(portrait.landmarks))
+    (scenes / "boxes.csv").write_text(f"file,label,x0,y0,x1,y1\n{name},with_mask,{box}\n")
+    marks = " ".join(f"{v:.1f}" for v in portrait.landmarks[[168, 33, 234, 4, 152], :2].ravel())
+    (tmp_path / "profiles.csv").write_text(f"file,facing,yaw,marks\n{name},right,50,{marks}\n")
+    out = tmp_path / "data"
+    command = ["data", "tracker", str(crops), "--scenes", str(scenes), "--profiles", str(tmp_path / "profiles.csv")]
+    more = ["--textures", str(template(tmp_path / "textures")), "--variants", "1", "-o", str(out)]
+    result = CliRunner().invoke(app, [*command, *more])
+    assert result.exit_code == 0, result.output
+    made = TrackerData.open(out)
+    assert made.profiles == ((0, 0),)
+    shown = [landmarker.draw_example(made, np.random.default_rng(seed)) for seed in range(60)]
+    whole = [example for example in shown if example.sure == 1]
+    assert whole, "a face in profile can be drawn"
+
+
 def test_faces_that_labels_leave_out_are_left_in_peace(portrait: Portrait, tmp_path: Path) -> None:
     name = next(f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png"))
     cv2.imwrite(str(tmp_path / name), np.hstack([portrait.masked, portrait.bare])[..., ::-1])
