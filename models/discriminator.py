@@ -10,8 +10,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 _GAIN = 8.0
 """Of fine detail, and of the scores: with spectral normalisation, detail of a few hundredths could not move them."""
-
-
 _LEAST = 4
 """Height and width that a judge of features sees at least; smaller maps are padded with zeros."""
 

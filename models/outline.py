@@ -32,8 +32,6 @@ _FEWEST_PX: Final = 30
 """Less than that beyond the outline is not worth a fill."""
 _AROUND: Final = 24
 """How far around what is filled the background is looked at, px."""
-
-
 _BESIDE_PX: Final = 8
 """How far beside the landmarks of a face that looks ahead a mask may reach that fits it."""
 _BROAD_PX: Final = 6
@@ -99,19 +97,24 @@ def beside_face(points: F32, hidden: U8) -> U8 | None:
     Returns:
         (S, S) uint8, 255 there and a little around; None where there is no such part, as mostly.
     """
-    face = np.zeros(hidden.shape, np.uint8)
-    cv2.fillConvexPoly(face, np.round(cv2.convexHull(np.ascontiguousarray(points[:, :2]))).astype(np.int32), 255)
-    face = cv2.dilate(face, _disc(_BESIDE_PX))
+    face = cv2.dilate(hull(points, len(hidden)), disc(_BESIDE_PX))
     rows = np.arange(len(hidden))
     face[rows > points[_CHIN, 1]] = 255  # the neck
-    broad = cv2.morphologyEx(cv2.bitwise_and(hidden, cv2.bitwise_not(face)), cv2.MORPH_OPEN, _disc(_BROAD_PX))
+    broad = cv2.morphologyEx(cv2.bitwise_and(hidden, cv2.bitwise_not(face)), cv2.MORPH_OPEN, disc(_BROAD_PX))
     if not broad.any():
         return None
-    around = cv2.dilate(broad, _disc(2 * _BROAD_PX))
+    around = cv2.dilate(broad, disc(2 * _BROAD_PX))
     return np.asarray(cv2.bitwise_and(around, cv2.bitwise_not(face)), np.uint8)
 
 
-def _disc(radius: int) -> U8:
+def hull(points: F32, size: int) -> U8:
+    """(size, size) uint8, 255 within the hull of (N, 2 or more) points in px."""
+    mask = np.zeros((size, size), np.uint8)
+    return np.asarray(cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(points[:, :2]).astype(np.int32)), 255), np.uint8)
+
+
+def disc(radius: int) -> U8:
+    """(2 radius + 1)² uint8, for morphology."""
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE, fit_affine, transform_points
-from unmask.models.outline import Shown
+from unmask.models.outline import Shown, disc, hull
 from unmask.stream.frame import U8, Face
 
 F32 = npt.NDArray[np.float32]
@@ -155,7 +155,7 @@ class FaceMemory:
         bare, bend = _as_now(person.bare[0], shown, points)
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         share *= float(np.exp(-((bend / _BEND_PX) ** 2))) * max(0.0, 1.0 - 1.5 * blind)
-        inside = cv2.bitwise_and(_hull(points), face.pictures.hidden)
+        inside = cv2.bitwise_and(hull(points, CROP_SIZE), face.pictures.hidden)
         if float(cv2.absdiff(bare, painted)[inside > 0].mean() if inside.any() else 0.0) > _ALIKE:
             return
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
@@ -193,23 +193,10 @@ def _as_now(before: _Seen, shown: Shown, points: F32) -> tuple[U8, float]:
     return np.asarray(np.clip(lit + 0.5, 0, 255), np.uint8), bend
 
 
-def _hull(points: F32) -> U8:
-    """(S, S) uint8, 255 where a face with these landmarks (468, 2) is."""
-    face = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-    cv2.fillConvexPoly(face, np.round(cv2.convexHull(points)).astype(np.int32), 255)
-    return face
-
-
 def _zones(points: F32) -> list[U8]:
     """(S, S) uint8 0 or 255 for each eye, of (468, 2) px of the crop."""
-    zones = []
-    for zone in _ZONES:
-        hull = np.round(cv2.convexHull(points[list(zone)])).astype(np.int32)
-        picture = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-        cv2.fillConvexPoly(picture, hull, 255)
-        cv2.polylines(picture, [hull], True, 255, 2 * _AROUND_PX)
-        zones.append(picture)
-    return zones
+    around = disc(_AROUND_PX)
+    return [np.asarray(cv2.dilate(hull(points[list(zone)], CROP_SIZE), around), np.uint8) for zone in _ZONES]
 
 
 def _covered(mask: U8, zone: U8) -> float:
@@ -224,7 +211,7 @@ def _opening(points: F32) -> float:
 
 def _gain(before: U8, shown: Shown, points: F32) -> F32:
     """(3,) how much brighter each colour of the face is now, by what can be seen of it."""
-    seen = _hull(points)
+    seen = hull(points, CROP_SIZE)
     seen[shown.hidden > 0] = 0
     now, then = (np.array(cv2.mean(x, mask=seen)[:3], np.float32) for x in (shown.rgb, before))
     return np.asarray(np.clip((now + 1) / (then + 1), *_GAIN), np.float32)

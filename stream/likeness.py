@@ -7,6 +7,7 @@ import numpy as np
 
 from unmask.models.geometry import ANCHOR_POINTS, transform_points
 from unmask.models.mediapipe import MESH_SIZE, upright_roi
+from unmask.models.outline import hull
 from unmask.stream.canvas import Canvas, compose, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame
 
@@ -49,9 +50,13 @@ class Likeness:
         self._view_from_frame = upright_roi(landmarks_px)
         self._grey = canvas.grey(frame, self._view_from_frame, MESH_SIZE)
         points = transform_points(self._view_from_frame, landmarks_px)
-        self._face = _hull(np.concatenate([points, points + np.array([0, _BELOW_PX], np.float32)]))
+        self._face = hull(np.concatenate([points, points + np.array([0, _BELOW_PX], np.float32)]), MESH_SIZE)
         found = cv2.goodFeaturesToTrack(
-            self._grey, _MOST_FEATURES, _FEATURE_QUALITY, _FEATURES_APART_PX, mask=_hull(points[ANCHOR_POINTS])
+            self._grey,
+            _MOST_FEATURES,
+            _FEATURE_QUALITY,
+            _FEATURES_APART_PX,
+            mask=hull(points[ANCHOR_POINTS], MESH_SIZE),
         )
         self._features = np.empty((0, 2), np.float32) if found is None else np.asarray(found[:, 0], np.float32)
         self._moved = np.eye(2, 3)
@@ -104,10 +109,3 @@ class Likeness:
         light = abs(cv2.mean(change, mask=self._face)[0])
         cells = cv2.resize(change, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
         return light > _LIGHT or float(np.abs(cells).max()) > _CHANGE
-
-
-def _hull(points: F32) -> U8:
-    """(S, S) uint8, 255 within the hull of (N, 2) points in px of the mesh's view."""
-    mask = np.zeros((MESH_SIZE, MESH_SIZE), np.uint8)
-    hull = cv2.convexHull(np.rint(points).astype(np.int32))
-    return np.asarray(cv2.fillConvexPoly(mask, hull, 255), np.uint8)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.mask_region import NO_MASK, mask_region
+from unmask.models.outline import disc
 from unmask.stream.frame import U8
 
 F32 = npt.NDArray[np.float32]
@@ -39,7 +40,7 @@ class MaskShape:
     """From a probability to the region that is painted."""
 
     def __init__(self) -> None:
-        self._grow, self._fringe, self._gap = _disc(_GROW_PX), _disc(_FRINGE_PX), _disc(_GAP_PX)
+        self._grow, self._fringe, self._gap = disc(_GROW_PX), disc(_FRINGE_PX), disc(_GAP_PX)
         self._window = _border_window()
 
     def solid(self, probability: F32) -> U8:
@@ -76,10 +77,6 @@ class MaskShape:
             over = cv2.countNonZero(region & certain) > _OVER_EYE * cv2.countNonZero(region)
             eyes |= region & ~(covered if over else certain)
         return np.asarray(eyes, np.uint8)
-
-
-def _disc(radius: int) -> U8:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 
 def _border_window() -> F32:

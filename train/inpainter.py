@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.geometry import CROP_SIZE, EYE_DISTANCE_PX, canonical_crop, transform_landmarks
-from unmask.models.outline import beyond_outline, fill_beyond
+from unmask.models.outline import beyond_outline, disc, fill_beyond
 from unmask.models.placement import USUAL, Shift
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, relight
@@ -167,11 +167,6 @@ def outlined(sample: Sample, seen: F32, hidden: F32, rng: np.random.Generator) -
 
 def _bytes(x: F32) -> U8:
     return np.asarray(np.clip(255.0 * x + 0.5, 0, 255), np.uint8)
-
-
-def disc(radius: int) -> npt.NDArray[np.uint8]:
-    """(2 radius + 1)² uint8, for morphology."""
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
 
 
 def make_batch(data: FaceCrops, indices: Indices, size: int, seed: int) -> Batch:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.geometry import head_pose
 from unmask.train.data import FaceCrops
+from unmask.train.turning import Turn, rotation_of
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -109,7 +110,7 @@ def fit_mesh(face: ProfileFace, mean: F64) -> F32:
     best, fitted, scale = np.inf, mean, 1.0
     for yaw in _YAWS:
         for pitch in _PITCHES:
-            turned = mean @ _rotation(signed * yaw, pitch).T
+            turned = mean @ rotation_of(Turn(signed * yaw, nod=pitch)).T
             by, shift, away = _similarity(turned[indices, :2], marks)
             error = away + _YAW_WEIGHT * (yaw - face.yaw) ** 2
             if error < best:
@@ -118,14 +119,6 @@ def fit_mesh(face: ProfileFace, mean: F64) -> F32:
                 scale = abs(by)
                 best, fitted = error, np.column_stack([placed.real, placed.imag, scale * turned[:, 2]])
     return _bent(fitted, fitted[indices, :2], marks, _REACH * scale)
-
-
-def _rotation(yaw: float, pitch: float) -> F64:
-    """(3, 3): of x to the right, y down, z away from the camera; first the nod, then the turn."""
-    (cy, sy), (cp, sp) = ((np.cos(a), np.sin(a)) for a in (yaw, pitch))
-    return np.asarray(
-        np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    )
 
 
 def _similarity(source: F64, target: F64) -> tuple[complex, complex, float]:

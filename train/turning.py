@@ -95,7 +95,7 @@ def _surface(masked: Masked, points: F32, puff: float) -> F32:
     return np.asarray(np.where(mask > 0, bridged - puff * eye * np.minimum(inner, 1), depth), np.float32)
 
 
-def _rotation(turn: Turn) -> npt.NDArray[np.float64]:
+def rotation_of(turn: Turn) -> npt.NDArray[np.float64]:
     """(3, 3): of x to the right, y down, z away from the camera."""
 
     def down(angle: float) -> npt.NDArray[np.float64]:
@@ -122,7 +122,7 @@ def turn_head(masked: Masked, points: F32, behind: F32, turn: Turn) -> tuple[Mas
     head, _ = _head(points, size)
     axis_z = points[_NOSE_TIP, 2] + turn.axis * (points[[_LEFT_EAR, _RIGHT_EAR], 2].mean() - points[_NOSE_TIP, 2])
     pivot = np.array([*points[[_LEFT_EAR, _RIGHT_EAR], :2].mean(axis=0), axis_z])
-    rotation, surface = _rotation(turn), _surface(masked, points, turn.puff)
+    rotation, surface = rotation_of(turn), _surface(masked, points, turn.puff)
     # What is splatted is where each pixel comes from, so that points may lie half as dense as pixels.
     finer = (size * _FINER[1] // 2, size * _FINER[0] // 2)
     depth, inside = (cv2.resize(x, finer, interpolation=cv2.INTER_LINEAR) for x in (surface, head))

@@ -75,7 +75,9 @@ class Inpaint(Stage):
             shown.append(self._memory.with_eyes(face, background, seconds))
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
         for face, one, picture in zip(faces, shown, pictures, strict=True):
-            face.pictures.painted[:] = np.where(one.given[..., None] > 0, one.rgb, picture)
+            face.pictures.painted[:] = picture
+            if (given := one.given > 0).any():
+                face.pictures.painted[given] = one.rgb[given]
             fill_rests(one.rgb, one.hidden, face.pictures.painted)
             self._memory.keep_bare(face, one, face.pictures.painted, seconds)
             self._paintings[face.track_id] = face.pictures.painted.copy()
