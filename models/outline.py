@@ -136,15 +136,15 @@ def fill_beyond(rgb: U8, hidden: U8, unseen: U8, beyond: U8) -> Shown:
     known = (beyond[part] > 0) & (unseen[part] == 0)
     if known.sum() < _FEWEST_PX:
         return nothing
-    spread = _spread(rgb[part].astype(np.float32), known.astype(np.float32))
+    behind = spread(rgb[part].astype(np.float32), known.astype(np.float32))
     out = rgb.copy()
-    out[part] = np.where(filled[part][..., None] > 0, np.clip(spread + 0.5, 0, 255), rgb[part]).astype(np.uint8)
+    out[part] = np.where(filled[part][..., None] > 0, np.clip(behind + 0.5, 0, 255), rgb[part]).astype(np.uint8)
     return Shown(out, cv2.bitwise_and(hidden, cv2.bitwise_not(filled)), np.asarray(filled, np.uint8))
 
 
-def _spread(rgb: F32, weight: F32) -> F32:
-    """(H, W, 3): the colours where `weight` (H, W) is 1, and between and beside these what a coarser picture has there
-    (the pull-push of Gortler et al. 1996, doi:10.1145/237170.237200)."""
+def spread(rgb: F32, weight: F32) -> F32:
+    """(H, W, 3) float32: the colours where `weight` (H, W) is 1, elsewhere those of a coarser picture (the
+    pull-push of Gortler et al. 1996, doi:10.1145/237170.237200)."""
     height, width = weight.shape
     if min(height, width) <= 2:
         mean = (rgb * weight[..., None]).sum((0, 1)) / max(float(weight.sum()), 1e-6)
@@ -152,6 +152,6 @@ def _spread(rgb: F32, weight: F32) -> F32:
     size = ((width + 1) // 2, (height + 1) // 2)
     share = cv2.pyrDown(weight, dstsize=size)
     colours = cv2.pyrDown(rgb * weight[..., None], dstsize=size) / np.maximum(share, 1e-6)[..., None]
-    coarse = _spread(colours, np.minimum(1.0, 4.0 * share).astype(np.float32))
+    coarse = spread(colours, np.minimum(1.0, 4.0 * share).astype(np.float32))
     behind = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(behind + weight[..., None] * (rgb - behind), np.float32)

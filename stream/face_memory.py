@@ -1,25 +1,27 @@
-"""What a mask hides of a face that was seen a moment ago, moved along with the face and in its present light.
+"""What a mask hides of a face that was seen before, as it is now.
 
-While a mask is put on it moves, is blurred and stands off the face: what a network makes of that looks like glass. So
-the face that was bare just before goes on being shown, and gives way to what is painted within a second or so. Where a
-mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown for longer, and the
-network paints around them.
+A network paints somebody's mouth; a face that was bare before its mask came is known, and is shown: its nearest view,
+turned as the head has turned, in its present light. Where the head looks elsewhere than in any view, what is painted
+shows instead. Where a mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown
+for some seconds, and the network paints around them.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unmask.models.geometry import CROP_SIZE, fit_affine, transform_points
+from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.models.outline import Shown, disc, hull
+from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction
 from unmask.stream.frame import U8, Face
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 _ZONES: Final = ((70, 63, 105, 66, 107, 133, 153, 145, 144, 33), (300, 293, 334, 296, 336, 362, 380, 374, 373, 263))
 """Landmarks around each eye and its brow."""
@@ -37,34 +39,88 @@ _SECONDS: Final = 6.0
 _BLINK: Final = 0.8
 _BLINK_SECONDS: Final = 1.5
 """Eyes that are open less than that, compared with what is remembered, may blink: for so long the others are kept."""
-_GAIN: Final = (0.7, 1.4)
-"""How far the light may have changed."""
 
 
 _BARE: Final = 0.3
 """Of `mask_score`: a face that shows more of a mask, under its chin for instance, is not remembered as bare."""
 _EVERY_SECONDS: Final = 0.1
-_BEFORE_SECONDS: Final = (0.3, 0.6)
-"""How long before its mask a bare face is remembered from: the second at most, as a hand and the mask come into the
-last frames; the first at least where it wore one before, which may have been missed for some frames."""
-_PUT_ON_SECONDS: Final = (1.5, 3.0)
-"""So long after a mask has come the bare face is shown; then it fades until the second."""
-_BEND_PX: Final = 5.0
-"""How far the landmarks may move, beyond what an affine map explains, until the bare face has faded to 1/e: a head that
-turns looks different."""
-_ALIKE: Final = 45.0
-"""Mean difference (of 255) between what was seen and what is painted up to which both can be skin (28 at most in a clip
-of four people): a mask that was missed for some frames must not be shown as the bare face."""
-_EDGE_PX: Final = 9
+_BEFORE_SECONDS: Final = 0.6
+"""How long a view waits until it is known that no mask came after it: a hand and the mask are in the last frames."""
+_AFTER_SECONDS: Final = 0.3
+"""How long a face that wore a mask must have been bare to be believed: the mask may have been missed for a while."""
+_PUT_ON_SECONDS: Final = 3.0
+_DEGREES: Final = (14.0, 34.0)
+"""A head may look elsewhere than in a view by so much, and by so much until nothing of the view is shown."""
+_NEARER_DEGREES: Final = 4.0
+"""Another view is shown once it is nearer by that much."""
+_CHANGE_SECONDS: Final = 0.6
+"""How long it takes until another view, or what is painted, is shown instead."""
+_LIKE: Final = (0.75, 0.55)
+"""Likeness from which on a view is believed to be of the same person, and under which it is not."""
+_BLIND: Final = (0.1, 0.75)
+"""Share of an eye that a mask covers, the same way: there landmarks are guesses."""
+_ALIKE: Final = (40.0, 55.0)
+"""Mean difference (of 255) of a view to what is painted, the same way (28 at most in a clip of four people): a mask
+that was missed for some frames must not be shown as the bare face."""
+_BESIDE_PX: Final = 10
+"""How far beside its landmarks a face is shown as it was."""
+_EDGE_PX: Final = 5
 """Width of the soft edge within the hidden part."""
 
 
-class _Seen(NamedTuple):
-    """A face as it was: its canonical crop, its landmarks (468, 2) in px of that, and when."""
+@dataclass(slots=True)
+class _Showing:
+    """Which view of a face is shown, and how much of it; both change slowly.
 
-    crop: U8
-    points: F32
-    seconds: float
+    Attributes:
+        view: what is shown; None where nothing is.
+        former: what was shown before it, and gives way.
+        change: how much of `view` is shown instead of `former`, 0..1.
+        share: how much of both is shown instead of what is painted, 0..1.
+        seconds: the time of the frame.
+        step: how much may change since the one before, 0..1.
+    """
+
+    view: Seen | None = None
+    former: Seen | None = None
+    change: float = 1.0
+    share: float = 0.0
+    seconds: float | None = None
+    step: float = 1.0
+
+    def turn_to(self, views: Views, ahead: F64, seconds: float) -> float:
+        """Show another view where it is clearly nearer to the direction, little by little. Returns by how many degrees
+        the shown one differs from it; infinity where there is none."""
+        self.step = 1.0 if self.seconds is None else abs(seconds - self.seconds) / _CHANGE_SECONDS
+        self.change, self.seconds = min(1.0, self.change + self.step), seconds
+        if self.change >= 1.0:
+            self.former = None
+        nearest, angle = views.nearest(ahead)
+        if nearest is None:
+            return np.inf
+        if self.view is None:
+            self.view = nearest
+        shown = degrees_between(self.view.ahead, ahead)
+        if self.former is not None or shown - angle < _NEARER_DEGREES:
+            return shown
+        self.view, self.former, self.change = nearest, self.view, 0.0
+        return angle
+
+    def come_near(self, wanted: float) -> float:
+        """The share, as near to the wanted one as the time since the frame before allows."""
+        self.share += float(np.clip(wanted - self.share, -self.step, self.step))
+        return self.share
+
+    def picture(self, rgb: U8, known: U8, points: F32) -> Then:
+        """What is to be shown; arguments as of `as_now`."""
+        assert self.view is not None
+        now = as_now(self.view, rgb, known, points)
+        if self.former is None:
+            return now
+        before = as_now(self.former, rgb, known, points).rgb
+        return now._replace(
+            rgb=np.asarray(cv2.addWeighted(now.rgb, self.change, before, 1.0 - self.change, 0), np.uint8)
+        )
 
 
 @dataclass(slots=True)
@@ -72,18 +128,20 @@ class _Person:
     """What is remembered of a track.
 
     Attributes:
-        eyes: when they were seen last, and how far they were open.
-        bare: the face in the last frames without a mask, the oldest first.
-        masked_since: when a mask came; None while there is none, and where the track came with one.
-        worn: whether it has ever worn a mask.
-        again: whether it had before that one came.
+        eyes: the face when they were seen last, and how far they were open.
+        views: the face without a mask.
+        waiting: the face in the last frames without a mask, the oldest first: not yet in `views`.
+        masked_since: when a mask came last; None where the face had never been seen without one.
+        masked_until: when one was seen last; None before the first.
+        showing: what is shown in place of the mask.
     """
 
-    eyes: tuple[_Seen, float] | None = None
-    bare: deque[_Seen] = field(default_factory=deque)
+    eyes: tuple[Seen, float] | None = None
+    views: Views = field(default_factory=Views)
+    waiting: deque[Seen] = field(default_factory=deque)
     masked_since: float | None = None
-    worn: bool = False
-    again: bool = False
+    masked_until: float | None = None
+    showing: _Showing = field(default_factory=_Showing)
 
 
 class FaceMemory:
@@ -101,17 +159,18 @@ class FaceMemory:
         """
         self._people = {face.track_id: self._people.get(face.track_id, _Person()) for face in faces}
         for face in faces:
+            if face.reset:  # it may be somebody else
+                self._people[face.track_id] = _Person()
             person = self._people[face.track_id]
-            if face.masked and person.bare and person.masked_since is None:
-                person.masked_since, person.again = seconds, person.worn
-            person.worn |= face.masked
+            if face.masked:
+                _put_on(person, seconds)
             if face.still or face.score < _CERTAIN:
                 continue
-            points = transform_points(face.crop_from_frame, face.landmarks_px)
+            seen = Seen(face.pictures.crop, transform_landmarks(face.crop_from_frame, face.landmarks_px), seconds)
             if not face.masked:
-                _remember_bare(person, face, points, seconds)
-            if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) <= _FREE:
-                _remember_eyes(person, face, points, seconds)
+                _remember_bare(person, seen, face.mask_score)
+            if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
+                _remember_eyes(person, seen)
 
     def forget(self) -> None:
         """Forget everything, as after a cut."""
@@ -122,12 +181,12 @@ class FaceMemory:
         person = self._people.get(face.track_id, _Person())
         if person.eyes is None or seconds - person.eyes[0].seconds > _SECONDS:
             return shown
-        points = transform_points(face.crop_from_frame, face.landmarks_px)
+        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         zones = [zone for zone in _zones(points) if _covered(shown.hidden, zone) > _HIDDEN]
         if not zones:
             return shown
         given = cv2.bitwise_and(np.asarray(np.maximum.reduce(zones), np.uint8), shown.hidden)
-        eyes, _ = _as_now(person.eyes[0], shown, points)
+        eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points).rgb
         return Shown(
             np.where(given[..., None] > 0, eyes, shown.rgb).astype(np.uint8),
             cv2.bitwise_and(shown.hidden, cv2.bitwise_not(given)),
@@ -137,64 +196,72 @@ class FaceMemory:
     def is_put_on(self, face: Face, seconds: float) -> bool:
         """Whether the mask of a face came a moment ago, where there was none."""
         since = self._people.get(face.track_id, _Person()).masked_since
-        return since is not None and seconds - since < _PUT_ON_SECONDS[1]
+        return since is not None and seconds - since < _PUT_ON_SECONDS
 
-    def keep_bare(self, face: Face, shown: Shown, painted: U8, seconds: float) -> None:
-        """While a mask is being put on, paint the face that was bare before over what the network has `painted`
-        (S, S, 3) of its hidden part; written in place. The less so the more of the eyes it covers: then landmarks are
-        guesses."""
+    def show_bare(self, face: Face, shown: Shown, painted: U8, seconds: float) -> float:
+        """Show the face that was bare before its mask came over what the network has `painted` (S, S, 3) of its hidden
+        part; written in place. The less so the further the head has turned away from how it was seen, and the more of
+        the eyes its mask covers: then landmarks are guesses. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
-        if person.masked_since is None or not person.bare:
-            return
-        before, since = person.masked_since - person.bare[0].seconds, seconds - person.masked_since
-        share = float(np.interp(since, _PUT_ON_SECONDS, (1.0, 0.0)))
-        least = _BEFORE_SECONDS[0] if person.again else 0.0
-        if share <= 0.0 or not least <= before <= 2 * _BEFORE_SECONDS[1]:
-            return
-        points = transform_points(face.crop_from_frame, face.landmarks_px)
-        bare, bend = _as_now(person.bare[0], shown, points)
+        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+        angle = person.showing.turn_to(person.views, direction(points), seconds)
+        wanted = _share(angle, *_DEGREES)
+        if wanted == person.showing.share == 0.0:
+            return 0.0
+        bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points)
+        inside = cv2.bitwise_and(cv2.dilate(hull(points, CROP_SIZE), disc(_BESIDE_PX)), face.pictures.hidden)
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
-        share *= float(np.exp(-((bend / _BEND_PX) ** 2))) * max(0.0, 1.0 - 1.5 * blind)
-        inside = cv2.bitwise_and(hull(points, CROP_SIZE), face.pictures.hidden)
-        if float(cv2.absdiff(bare, painted)[inside > 0].mean() if inside.any() else 0.0) > _ALIKE:
-            return
+        other = float(cv2.absdiff(bare, painted)[inside > 0].mean()) if inside.any() else 0.0
+        wanted *= _share(likeness, *_LIKE) * _share(blind, *_BLIND) * _share(other, *_ALIKE)
+        share = person.showing.come_near(wanted)
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
         weight = share * np.minimum(depth / _EDGE_PX, 1.0)[..., None].astype(np.float32)
         painted[:] = np.clip(painted + weight * (bare.astype(np.float32) - painted) + 0.5, 0, 255).astype(np.uint8)
+        return share
 
 
-def _remember_bare(person: _Person, face: Face, points: F32, seconds: float) -> None:
-    if person.masked_since is not None:  # a mask has come off
-        person.masked_since = None
-        person.bare.clear()
-    if face.mask_score > _BARE or (person.bare and seconds - person.bare[-1].seconds < _EVERY_SECONDS):
+def _put_on(person: _Person, seconds: float) -> None:
+    """A mask is seen."""
+    came = person.masked_until is None or seconds - person.masked_until > _AFTER_SECONDS
+    person.masked_until = seconds
+    if came:
+        if person.waiting and not person.views:
+            person.views.add(person.waiting[0])
+        person.masked_since = seconds if person.views else None
+        person.showing = _Showing()
+    person.waiting.clear()
+
+
+def _remember_bare(person: _Person, seen: Seen, mask_score: float) -> None:
+    while person.waiting and seen.seconds - person.waiting[0].seconds > _BEFORE_SECONDS:
+        person.views.add(person.waiting.popleft())
+    if person.masked_until is not None and seen.seconds - person.masked_until < _AFTER_SECONDS:
         return
-    person.bare.append(_Seen(face.pictures.crop.copy(), points, seconds))
-    while seconds - person.bare[0].seconds > _BEFORE_SECONDS[1]:
-        person.bare.popleft()
+    if mask_score <= _BARE and not (person.waiting and seen.seconds - person.waiting[-1].seconds < _EVERY_SECONDS):
+        person.waiting.append(seen._replace(crop=seen.crop.copy()))
 
 
-def _remember_eyes(person: _Person, face: Face, points: F32, seconds: float) -> None:
-    opening = _opening(points)
+def _remember_eyes(person: _Person, seen: Seen) -> None:
+    opening = _opening(seen.points)
     if person.eyes is not None:
         before, opened = person.eyes
-        if opening < _BLINK * opened and seconds - before.seconds < _BLINK_SECONDS:
+        if opening < _BLINK * opened and seen.seconds - before.seconds < _BLINK_SECONDS:
             return
-    person.eyes = _Seen(face.pictures.crop.copy(), points, seconds), opening
+    person.eyes = seen._replace(crop=seen.crop.copy()), opening
 
 
-def _as_now(before: _Seen, shown: Shown, points: F32) -> tuple[U8, float]:
-    """(S, S, 3) uint8: a face as it was, where it is now, in its present light; and how far its landmarks have moved
-    besides, px."""
-    matrix, bend = fit_affine(before.points, points)
-    size, flags = (CROP_SIZE, CROP_SIZE), cv2.INTER_CUBIC
-    warped = cv2.warpAffine(before.crop, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    lit = warped * _gain(np.asarray(warped, np.uint8), shown, points)
-    return np.asarray(np.clip(lit + 0.5, 0, 255), np.uint8), bend
+def _share(value: float, whole: float, nothing: float) -> float:
+    """1 at `whole`, 0 at `nothing`, a straight line between."""
+    return float(np.clip((value - nothing) / (whole - nothing), 0.0, 1.0))
+
+
+def _trusted(face: Face) -> U8:
+    """(S, S) uint8, 255 where neither mask nor its shadow is."""
+    return np.asarray(cv2.compare(face.pictures.mask, 0, cv2.CMP_EQ), np.uint8)
 
 
 def _zones(points: F32) -> list[U8]:
-    """(S, S) uint8 0 or 255 for each eye, of (468, 2) px of the crop."""
+    """(S, S) uint8 0 or 255 for each eye, of (468, 3) px of the crop."""
     around = disc(_AROUND_PX)
     return [np.asarray(cv2.dilate(hull(points[list(zone)], CROP_SIZE), around), np.uint8) for zone in _ZONES]
 
@@ -206,12 +273,4 @@ def _covered(mask: U8, zone: U8) -> float:
 
 def _opening(points: F32) -> float:
     """How far the eyes are open, px."""
-    return float(np.mean([np.linalg.norm(points[upper] - points[lower]) for upper, lower in _LIDS]))
-
-
-def _gain(before: U8, shown: Shown, points: F32) -> F32:
-    """(3,) how much brighter each colour of the face is now, by what can be seen of it."""
-    seen = hull(points, CROP_SIZE)
-    seen[shown.hidden > 0] = 0
-    now, then = (np.array(cv2.mean(x, mask=seen)[:3], np.float32) for x in (shown.rgb, before))
-    return np.asarray(np.clip((now + 1) / (then + 1), *_GAIN), np.float32)
+    return float(np.mean([np.linalg.norm(points[upper, :2] - points[lower, :2]) for upper, lower in _LIDS]))

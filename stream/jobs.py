@@ -64,6 +64,7 @@ class VideoDone:
         dropped: how many were decoded and not written; files never lose a frame, so 0.
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
+        as_seen: of these, how many are for the most part what was seen of the face before its mask came.
         seconds: how long it took.
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
@@ -84,6 +85,7 @@ class VideoDone:
     dropped: int
     faces: int
     masks_removed: int
+    as_seen: int
     seconds: float
     open_seconds: float
     fps: float
@@ -100,7 +102,8 @@ class VideoDone:
         """One line for the user."""
         return (
             f"{self.input} -> {self.output}: {self.frames} frames at {self.fps:.1f} fps, "
-            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed, {self.encoder}, {self.engine}"
+            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}, "
+            f"{self.encoder}, {self.engine}"
         )
 
 
@@ -151,6 +154,11 @@ class PictureDone:
         return (
             line + f"{_count(self.masks_removed, 'mask')} removed" + "".join(f"; {notice}" for notice in self.notices)
         )
+
+
+def told_memory(as_seen: int) -> str:
+    """What is said of masks that were replaced by the face as it was seen before."""
+    return f" ({as_seen} by what was seen before)" if as_seen else ""
 
 
 def _count(number: int, noun: str) -> str:
@@ -256,6 +264,7 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         dropped=summaries["decode"]["frames"] - result.frames,
         faces=summaries["track"]["tracks"],
         masks_removed=summaries.get("segment", {}).get("masks_removed", 0),
+        as_seen=summaries.get("inpaint", {}).get("as_seen", 0),
         seconds=round(result.wall_seconds, 3),
         open_seconds=round(result.open_seconds, 3),
         fps=round(result.frames / result.wall_seconds, 2),

@@ -31,6 +31,7 @@ class Settings:
         engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
         person: file with a personal model; empty for the general one.
         tracker: whose detector finds the faces.
+        memory: whether a face that was seen without a mask before is shown as it was.
     """
 
     device: str = "auto"
@@ -38,6 +39,7 @@ class Settings:
     engine: str = "auto"
     person: str = ""
     tracker: Tracker = DEFAULT_TRACKER
+    memory: bool = True
 
 
 def live_frames() -> int:
@@ -62,7 +64,7 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
     return (
         Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
         Segment(settings.device, settings.engine, segmenting, spread=live),
-        Inpaint(settings.device, settings.engine, settings.person, inpainting),
+        Inpaint(settings.device, settings.engine, settings.person, inpainting, memory=settings.memory),
         Smooth(),
     )
 

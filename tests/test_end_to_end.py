@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -98,3 +99,21 @@ def test_tracks_are_drawn_and_the_masks_stay(clips: dict[str, Path], scene: Port
 def test_an_unknown_tracker_is_a_mistake(clips: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["video", str(clips["source"]), "--tracker", "other"]) == 2
     assert "'unmask', 'mediapipe'" in capsys.readouterr().err
+
+
+def test_a_face_that_was_seen_before_its_mask_is_shown(scene: Portrait, tmp_path: Path) -> None:
+    shots = [render(scene, index / 200) for index in range(44)]
+    source = tmp_path / "puts-it-on.mp4"
+    write_frames(source, [shot.truth if index < 32 else shot.masked for index, shot in enumerate(shots)], crf=0)
+    errors, as_seen = {}, {}
+    for option in ("--memory", "--no-memory"):
+        out = tmp_path / f"{option}.mp4"
+        arguments = ["video", str(source), "-o", str(out), option, "--quiet", "--report", str(out.with_suffix(".json"))]
+        assert main(arguments) == 0
+        as_seen[option] = json.loads(out.with_suffix(".json").read_text())["as_seen"]
+        with av.open(str(out)) as container:
+            last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][-1]
+        result, truth = (cv2.GaussianBlur(x.astype(np.float32), (0, 0), 5) for x in (last, shots[-1].truth))
+        errors[option] = float(np.square((result - truth)[shots[-1].mask > 127]).mean())
+    assert as_seen == {"--memory": 12, "--no-memory": 0}
+    assert errors["--memory"] < 0.4 * errors["--no-memory"]

@@ -41,6 +41,13 @@ def edge_l1(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return loss
 
 
+def seam_l1(output: Tensor, truth: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """`edge_l1` where the painted meets the seen: of the outermost 3 px of `mask` (N, 1, H, W), 0/1, and across its
+    border. Detail that is made up there shows as an edge of the mask."""
+    inner = 1.0 - F.max_pool2d(1.0 - mask, 7, 1, 3)
+    return edge_l1(output, truth, (mask - inner) * weight)
+
+
 def detail(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """How much less or more fine structure there is than in the truth: the difference of the local strength (root mean
     square in windows of 8 px) of the Laplacian. Where pores lie does not matter, that there are some does: L1 alone

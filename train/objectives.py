@@ -140,6 +140,7 @@ _PICTURES: Final[Mapping[str, Callable[[View], Tensor]]] = {
     "l2": lambda v: losses.masked_l2(v.output, v.real, v.weight),
     "huber": lambda v: losses.masked_huber(v.output, v.real, v.weight),
     "edge": lambda v: losses.edge_l1(v.output, v.real, v.weight),
+    "seam": lambda v: losses.seam_l1(v.output * v.mask + v.real * (1.0 - v.mask), v.real, v.mask, v.weight),
     "detail": lambda v: losses.detail(v.output.float(), v.real, v.weight),
     "total-variation": lambda v: losses.total_variation(v.output, v.weight),
     "ssim": lambda v: losses.ssim(v.fake, v.real),

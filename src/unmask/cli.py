@@ -17,7 +17,7 @@ import typer
 from unmask import __version__, bench_cli, compile_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
-from unmask.options import PersonOption, personal
+from unmask.options import MemoryOption, PersonOption, personal
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     PICTURE_SUFFIXES,
@@ -127,6 +127,7 @@ def video(
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Speed of the encoder, by its own names.")] = None,
     max_faces: _MaxFaces = 8,
     person: PersonOption = None,
+    memory: MemoryOption = True,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
     tracker: _Tracker = DEFAULT_TRACKER,
@@ -150,7 +151,7 @@ def video(
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, engine, personal(person), tracker),
+        Settings(device, max_faces, engine, personal(person), tracker, memory),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,

@@ -12,7 +12,7 @@ import typer
 
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
-from unmask.options import PersonOption, personal
+from unmask.options import MemoryOption, PersonOption, personal
 from unmask.progress import say
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -194,6 +194,7 @@ def live(
         int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
     ] = 8,
     person: PersonOption = None,
+    memory: MemoryOption = True,
     tracker: Annotated[
         Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
     ] = DEFAULT_TRACKER,
@@ -226,7 +227,7 @@ def live(
         record=record,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces, engine, personal(person), tracker),
+        pipeline=Settings(device, max_faces, engine, personal(person), tracker, memory),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:

@@ -11,7 +11,7 @@ import typer
 
 from unmask.errors import UserError
 from unmask.interrupts import STOPPED, interruptible
-from unmask.options import PersonOption, personal
+from unmask.options import MemoryOption, PersonOption, personal
 from unmask.progress import say
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -89,6 +89,7 @@ def serve(
         ),
     ] = 8,
     person: PersonOption = None,
+    memory: MemoryOption = True,
     tracker: Annotated[
         Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
     ] = DEFAULT_TRACKER,
@@ -165,7 +166,7 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces, engine, personal(person), tracker),
+        settings=Settings(device, max_faces, engine, personal(person), tracker, memory),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,

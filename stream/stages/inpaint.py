@@ -1,7 +1,7 @@
 """Inpaint: paints the hidden part of each masked face, in its canonical crop."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,13 @@ def _shown(face: Face, *, put_on: bool) -> Shown:
     return fill_beyond(seen.crop, seen.hidden, seen.mask, beyond)
 
 
+class _Painting(NamedTuple):
+    """What was painted of a face (S, S, 3) uint8, and whether most of it is the face as it was seen."""
+
+    rgb: U8
+    as_seen: bool
+
+
 class Inpaint(Stage):
     """Writes `painted` of each masked face. On one that keeps still, what was painted stays.
 
@@ -33,30 +40,36 @@ class Inpaint(Stage):
         engine: "auto" or the name of one.
         person: file with a personal model; empty for the general one.
         threads: CPU threads of the network; 0 leaves it to the engine.
+        memory: whether a face that was seen without a mask before is shown as it was.
     """
 
     name: ClassVar[str] = "inpaint"
 
-    def __init__(self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0) -> None:
+    def __init__(
+        self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0, *, memory: bool = True
+    ) -> None:
         self._device, self._engine_name, self._person, self._threads = device, engine, person, threads
+        self._remembers = memory
 
     def open(self, context: Context) -> None:
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
         self._engine: Engine = context.load("inpainter", choice, context.notice)
-        self._paintings: dict[int, U8] = {}
+        self._paintings: dict[int, _Painting] = {}
         self._memory = FaceMemory()
-        self._painted = self._kept = 0
+        self._painted = self._kept = self._as_seen = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
             self._memory.forget()
-        self._memory.look(frame.faces, frame.pts_seconds)
+        if self._remembers:
+            self._memory.look(frame.faces, frame.pts_seconds)
         masked = [face for face in frame.faces if face.masked]
         changed = [face for face in masked if not self._recall(face)]
         if changed:
             self._paint(changed, frame.pts_seconds)
         self._kept += len(masked) - len(changed)
         self._paintings = {face.track_id: self._paintings[face.track_id] for face in masked}
+        self._as_seen += sum(painting.as_seen for painting in self._paintings.values())
         return (frame,)
 
     def _recall(self, face: Face) -> bool:
@@ -64,7 +77,7 @@ class Inpaint(Stage):
         painting = self._paintings.get(face.track_id)
         if not face.still or painting is None:
             return False
-        face.pictures.painted[:] = painting
+        face.pictures.painted[:] = painting.rgb
         return True
 
     def _paint(self, faces: Sequence[Face], seconds: float) -> None:
@@ -79,9 +92,10 @@ class Inpaint(Stage):
             if (given := one.given > 0).any():
                 face.pictures.painted[given] = one.rgb[given]
             fill_rests(one.rgb, one.hidden, face.pictures.painted)
-            self._memory.keep_bare(face, one, face.pictures.painted, seconds)
-            self._paintings[face.track_id] = face.pictures.painted.copy()
+            share = self._memory.show_bare(face, one, face.pictures.painted, seconds)
+            self._paintings[face.track_id] = _Painting(face.pictures.painted.copy(), as_seen=share > 0.5)
         self._painted += len(faces)
 
     def summary(self) -> dict[str, Any]:
-        return {"engine": self._engine.description, "painted": self._painted, "kept": self._kept}
+        counts = {"painted": self._painted, "kept": self._kept, "as_seen": self._as_seen}
+        return {"engine": self._engine.description, **counts}

@@ -1,0 +1,207 @@
+"""A face as it was seen, where it is now: turned as the head has turned since, in its present light."""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from unmask.models.geometry import CROP_SIZE, fit_affine, head_pose, transform_points
+from unmask.models.outline import hull, spread
+from unmask.stream.frame import U8
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_PIXELS: Final = np.stack(np.meshgrid(*2 * [np.arange(CROP_SIZE, dtype=np.float32)]), axis=2)
+_CELLS: Final = 32
+"""Cells along a side of the crop, for what changes slowly from pixel to pixel: how far a face turns, and its light."""
+_SMOOTH_CELLS: Final = 1.5
+_FAINT: Final = 0.05
+"""Landmarks per cell under which nothing is known: the face ends there."""
+_GAIN: Final = (0.7, 1.4)
+"""How far the light may have changed as a whole."""
+_SHADE: Final = 40.0
+"""And by how much more (of 255) in one place."""
+_FEWEST: Final = 150
+"""Px of the crop at half size by which a likeness can be told."""
+_FIT_STEPS: Final = 2
+_FIT_PX: Final = 8.0
+_SMOOTH_SLOPE: Final = 1.0
+"""What is seen beside a mask says to a fraction of a pixel where the face is. Landmarks say it better where that would
+be far off, and where slopes (mean square, in grey levels per px) are as small as on a forehead."""
+_MOUTH: Final = (13, 14)
+_MOUTH_CORNERS: Final = (61, 291)
+_CELL_DEGREES: Final = 8.0
+_MOST: Final = 12
+"""Views that are remembered of a face."""
+_OLD_SECONDS: Final = 60.0
+"""After that a view gives way to a new one in any case: light and hair change."""
+_BLURRED: Final = 0.7
+"""Of the sharpness of a view, which one that is to take its place must have."""
+
+
+class Seen(NamedTuple):
+    """A face as it was: its canonical crop (S, S, 3) uint8, its landmarks (468, 3) float32 in px of that, and when."""
+
+    crop: U8
+    points: F32
+    seconds: float
+
+    @property
+    def ahead(self) -> F64:
+        """(3,) float64 of length 1: where the head looks."""
+        return direction(self.points)
+
+    @property
+    def opening(self) -> float:
+        """How far the mouth is open, over its width."""
+        upper, lower, left, right = self.points[[*_MOUTH, *_MOUTH_CORNERS], :2]
+        return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(left - right)), 1.0))
+
+    @property
+    def sharpness(self) -> float:
+        """Mean square of the Laplacian of the lower half."""
+        grey = cv2.cvtColor(self.crop[CROP_SIZE // 2 :], cv2.COLOR_RGB2GRAY)
+        return float(cv2.Laplacian(grey, cv2.CV_32F).var())
+
+
+def direction(points: F32) -> F64:
+    """(3,) float64 of length 1: where a head with landmarks (468, 3) in px of its canonical crop looks."""
+    return np.asarray(head_pose(points).rotation[:, 2], np.float64)
+
+
+def degrees_between(one: F64, other: F64) -> float:
+    """The angle between two directions of length 1."""
+    return float(np.degrees(np.arccos(np.clip(one @ other, -1.0, 1.0))))
+
+
+@dataclass(slots=True)
+class Views:
+    """One view of a face for each direction that it has looked in, with its mouth as far closed as it was there: lips
+    that are shown do not move."""
+
+    views: dict[tuple[int, int], Seen] = field(default_factory=dict)
+
+    def add(self, view: Seen) -> None:
+        """Remember a view, if there is none like it or it is the better one."""
+        x, y, _ = np.degrees(np.arcsin(np.clip(view.ahead, -1.0, 1.0))) / _CELL_DEGREES
+        cell = (round(float(x)), round(float(y)))
+        known = self.views.pop(cell, view)
+        older = view.seconds - known.seconds > _OLD_SECONDS
+        better = view.opening < known.opening and view.sharpness > _BLURRED * known.sharpness
+        self.views[cell] = view if older or better else known
+        if len(self.views) > _MOST:
+            self.views.pop(next(iter(self.views)))
+
+    def nearest(self, ahead: F64) -> tuple[Seen | None, float]:
+        """The view whose direction is nearest, and by how many degrees it differs; None where there is none."""
+        angles = [(degrees_between(view.ahead, ahead), number) for number, view in enumerate(self.views.values())]
+        angle, number = min(angles, default=(np.inf, -1))
+        return (list(self.views.values())[number], angle) if angles else (None, angle)
+
+    def __bool__(self) -> bool:
+        return bool(self.views)
+
+
+class Then(NamedTuple):
+    """A face as it was, where it is now.
+
+    Attributes:
+        rgb: (S, S, 3) uint8. It means nothing away from the face.
+        likeness: correlation (-1..1) of shapes around eyes and brows, then and now: 0.87 to 0.98 at the median of four
+            people, 0.4 for somebody else. 1 where too little can be seen.
+    """
+
+    rgb: U8
+    likeness: float
+
+
+def as_now(before: Seen, rgb: U8, known: U8, points: F32) -> Then:
+    """Move a face that was seen before to where it is now, and into its present light.
+
+    Args:
+        before: the face as it was seen.
+        rgb: (S, S, 3) uint8, its canonical crop now.
+        known: (S, S) uint8, above 0 where that can be trusted: not where a mask and its shadow are.
+        points: (468, 3) float32, its landmarks in px of that crop.
+    """
+    known = cv2.bitwise_and(hull(points, CROP_SIZE), cv2.compare(known, 0, cv2.CMP_GT))
+    source, back = _turned(before.points, points)
+    move, likeness = _fit(before.crop, source, rgb, known)
+    source += (back[:, :2] @ move).astype(np.float32)
+    warped = cv2.remap(before.crop, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    now, then = (np.array(cv2.mean(x, mask=known)[:3], np.float32) for x in (rgb, warped))
+    gain = np.clip((now + 1) / (then + 1), *_GAIN)
+    shade = _shade(rgb, np.asarray(warped, np.uint8), gain, known)
+    lit = cv2.add(cv2.multiply(warped, (*gain.tolist(), 0.0), dtype=cv2.CV_32F), shade)
+    return Then(np.asarray(cv2.convertScaleAbs(np.maximum(lit, 0.0)), np.uint8), likeness)
+
+
+def _turned(before: F32, points: F32) -> tuple[F32, F64]:
+    """(S, S, 2) float32, where each pixel is to be looked up for landmarks to lie where those of a stiff head lie that
+    turns (expressions under a mask are guesses), and (2, 3) float64, the affine part of that."""
+    ahead, _ = fit_affine(before, points[:, :2])
+    now = np.asarray(before @ ahead[:, :3].T + ahead[:, 3], np.float32)
+    back, _ = fit_affine(now, before[:, :2])
+    rest = np.column_stack([before[:, :2] - transform_points(back, now), np.ones(len(now), np.float32)])
+    grid = np.zeros((_CELLS, _CELLS, 3), np.float32)
+    at = np.clip((now * _CELLS / CROP_SIZE).astype(int), 0, _CELLS - 1)
+    np.add.at(grid, (at[:, 1], at[:, 0]), rest)
+    grid = cv2.GaussianBlur(grid, (0, 0), _SMOOTH_CELLS)
+    bent = cv2.resize(grid[..., :2] / (grid[..., 2:] + _FAINT), (CROP_SIZE, CROP_SIZE))
+    return (_PIXELS @ back[:, :2].T + back[:, 2] + bent).astype(np.float32), back
+
+
+def _fit(crop: U8, source: F32, rgb: U8, known: U8) -> tuple[F64, float]:
+    """(2,) float64, by how many px a picture that is looked up at `source` (S, S, 2) is to be shifted for what is known
+    of `rgb` to fit, by Gauss-Newton at half size (Lucas and Kanade 1981); and how like both are then."""
+    where, move = _at_half(known) > 127, np.zeros(2)
+    if where.sum() < _FEWEST:
+        return move, 1.0
+    grey, before = (_at_half(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)) for x in (rgb, crop))
+    now, maps, likeness = _shapes(grey, where), cv2.resize(source, grey.shape[::-1]) / 2 - 0.25, -1.0
+    for _ in range(_FIT_STEPS):
+        at = maps + np.float32(move / 2)
+        moved = cv2.remap(before, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        then = _shapes(np.asarray(moved, np.uint8), where)
+        likeness = max(likeness, _correlation(now[where], then[where]))
+        slopes = np.stack([cv2.Sobel(then, cv2.CV_32F, *d, ksize=3, scale=1 / 16)[where] for d in ((1, 0), (0, 1))])
+        error = (now - then)[where]
+        weight = 1.0 / (1.0 + np.square(error / (2.0 * np.median(np.abs(error)) + 1e-3)))  # eyes blink
+        normal = (slopes * weight) @ slopes.T + _SMOOTH_SLOPE * len(error) * np.eye(2)
+        move += np.linalg.solve(normal, (slopes * weight) @ error)
+    return (move if np.abs(move).max() < _FIT_PX else np.zeros(2)), likeness
+
+
+def _correlation(a: F32, b: F32) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a @ b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-6))
+
+
+def _at_half(picture: U8) -> U8:
+    return np.asarray(cv2.resize(picture, (CROP_SIZE // 2, CROP_SIZE // 2), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _shapes(grey: U8, where: npt.NDArray[np.bool_]) -> F32:
+    """(H, W) float32, brightness without light and shade, and without noise; of what lies elsewhere nothing gets in."""
+    weight = where.astype(np.float32)
+    fine, coarse = (
+        cv2.GaussianBlur(weight * grey, (0, 0), sigma) / (cv2.GaussianBlur(weight, (0, 0), sigma) + 1e-3)
+        for sigma in (1.0, 10.0)
+    )
+    return np.asarray(fine - coarse, np.float32)
+
+
+def _shade(rgb: U8, warped: U8, gain: F32, known: U8) -> F32:
+    """(S, S, 3) float32: what is known of the difference in light that `gain` (3,) leaves, and what surrounds that."""
+    share, now, then = (
+        cv2.resize(cv2.bitwise_and(x, x, mask=known), 2 * (_CELLS,), interpolation=cv2.INTER_AREA).astype(np.float32)
+        for x in (known, rgb, warped)
+    )
+    share = share / 255
+    difference = (now - gain * then) / np.maximum(share, 1e-6)[..., None]
+    share[np.abs(difference).mean(axis=2) > _SHADE] = 0.0  # hair has moved, eyes blink
+    whole = spread(np.clip(difference, -_SHADE, _SHADE).astype(np.float32), np.minimum(1.0, 2.0 * share))
+    return np.asarray(cv2.resize(whole, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_LINEAR))
