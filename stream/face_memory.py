@@ -55,15 +55,21 @@ _NEARER_DEGREES: Final = 4.0
 """Another view is shown once it is nearer by that much."""
 _CHANGE_SECONDS: Final = 0.6
 """How long it takes until another view, or what is painted, is shown instead."""
-_LIKE: Final = (0.75, 0.55)
-"""Likeness from which on a view is believed to be of the same person, and under which it is not."""
-_BLIND: Final = (0.1, 0.75)
+_LIKE: Final = (0.55, 0.4)
+"""Likeness from which on a view is believed to be of the same person, and under which it is not. The track says that it
+is, so doubt takes time: hands and hair come before eyes, too."""
+_DOUBT_SECONDS: Final = 1.0
+_BLIND: Final = (0.3, 0.75)
 """Share of an eye that a mask covers, the same way: there landmarks are guesses."""
 _ALIKE: Final = (40.0, 55.0)
 """Mean difference (of 255) of a view to what is painted, the same way (28 at most in a clip of four people): a mask
 that was missed for some frames must not be shown as the bare face."""
 _BESIDE_PX: Final = 10
 """How far beside its landmarks a face is shown as it was."""
+_SIDE_PX: Final = 25
+_HAIR: Final = (45.0, 80.0)
+"""At the sides of a face hair may have hung that has moved since: within so many px from its outline a view gives way
+where it differs so much from what is painted, and is gone from the second difference on. A beard further in stays."""
 _EDGE_PX: Final = 5
 """Width of the soft edge within the hidden part."""
 
@@ -79,6 +85,8 @@ class _Showing:
         share: how much of both is shown instead of what is painted, 0..1.
         seconds: the time of the frame.
         step: how much may change since the one before, 0..1.
+        likeness: of the person to what is shown, over the last second or so.
+        begun: whether a share has been shown; the first one is shown at once.
     """
 
     view: Seen | None = None
@@ -86,12 +94,14 @@ class _Showing:
     change: float = 1.0
     share: float = 0.0
     seconds: float | None = None
-    step: float = 1.0
+    step: float = 0.0
+    likeness: float = 1.0
+    begun: bool = False
 
     def turn_to(self, views: Views, ahead: F64, seconds: float) -> float:
         """Show another view where it is clearly nearer to the direction, little by little. Returns by how many degrees
         the shown one differs from it; infinity where there is none."""
-        self.step = 1.0 if self.seconds is None else abs(seconds - self.seconds) / _CHANGE_SECONDS
+        self.step = 0.0 if self.seconds is None else abs(seconds - self.seconds) / _CHANGE_SECONDS
         self.change, self.seconds = min(1.0, self.change + self.step), seconds
         if self.change >= 1.0:
             self.former = None
@@ -106,9 +116,15 @@ class _Showing:
         self.view, self.former, self.change = nearest, self.view, 0.0
         return angle
 
+    def meet(self, likeness: float | None) -> None:
+        """Note how like the person is to the view; None where that cannot be told."""
+        if likeness is not None:
+            self.likeness += min(1.0, self.step * _CHANGE_SECONDS / _DOUBT_SECONDS) * (likeness - self.likeness)
+
     def come_near(self, wanted: float) -> float:
         """The share, as near to the wanted one as the time since the frame before allows."""
-        self.share += float(np.clip(wanted - self.share, -self.step, self.step))
+        step = self.step if self.begun else 1.0
+        self.begun, self.share = True, self.share + float(np.clip(wanted - self.share, -step, step))
         return self.share
 
     def picture(self, rgb: U8, known: U8, points: F32) -> Then:
@@ -209,14 +225,16 @@ class FaceMemory:
         if wanted == person.showing.share == 0.0:
             return 0.0
         bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points)
-        inside = cv2.bitwise_and(cv2.dilate(hull(points, CROP_SIZE), disc(_BESIDE_PX)), face.pictures.hidden)
+        area = hull(points, CROP_SIZE)
+        inside = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
+        difference = cv2.absdiff(bare, painted).mean(axis=2, dtype=np.float32)
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
-        other = float(cv2.absdiff(bare, painted)[inside > 0].mean()) if inside.any() else 0.0
-        wanted *= _share(likeness, *_LIKE) * _share(blind, *_BLIND) * _share(other, *_ALIKE)
+        other = float(difference[inside > 0].mean()) if inside.any() else 0.0
+        person.showing.meet(likeness if blind < _BLIND[0] else None)
+        wanted *= _share(person.showing.likeness, *_LIKE) * _share(blind, *_BLIND) * _share(other, *_ALIKE)
         share = person.showing.come_near(wanted)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
-        weight = share * np.minimum(depth / _EDGE_PX, 1.0)[..., None].astype(np.float32)
-        painted[:] = np.clip(painted + weight * (bare.astype(np.float32) - painted) + 0.5, 0, 255).astype(np.uint8)
+        weight = share * _fade(inside, _EDGE_PX) * np.maximum(_fade(area, _SIDE_PX), _fitting(difference))
+        painted[:] = cv2.convertScaleAbs(painted + weight[..., None] * (bare.astype(np.float32) - painted))
         return share
 
 
@@ -253,6 +271,17 @@ def _remember_eyes(person: _Person, seen: Seen) -> None:
 def _share(value: float, whole: float, nothing: float) -> float:
     """1 at `whole`, 0 at `nothing`, a straight line between."""
     return float(np.clip((value - nothing) / (whole - nothing), 0.0, 1.0))
+
+
+def _fade(area: U8, px: float) -> F32:
+    """(S, S) float32: 0 at the border of an area, 1 from so many px within it on."""
+    return np.asarray(np.minimum(cv2.distanceTransform(area, cv2.DIST_L2, 3) / px, 1.0), np.float32)
+
+
+def _fitting(difference: F32) -> F32:
+    """(S, S) float32, 0..1: where a view differs from what is painted no more than skin does from skin."""
+    around = cv2.blur(difference, (_SIDE_PX, _SIDE_PX))
+    return np.asarray(np.clip((_HAIR[1] - around) / (_HAIR[1] - _HAIR[0]), 0.0, 1.0), np.float32)
 
 
 def _trusted(face: Face) -> U8:

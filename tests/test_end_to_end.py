@@ -10,7 +10,17 @@ import numpy.typing as npt
 import pytest
 
 from unmask.cli import main
-from unmask.train.demo import Portrait, make_portrait, render, write_frames
+from unmask.train.demo import (
+    BARE_FRAMES,
+    PUT_ON_FRAMES,
+    RATE,
+    SECONDS,
+    Portrait,
+    make_portrait,
+    render,
+    write_frames,
+    write_put_on,
+)
 
 U8 = npt.NDArray[np.uint8]
 FRAMES = 16
@@ -102,9 +112,8 @@ def test_an_unknown_tracker_is_a_mistake(clips: dict[str, Path], capsys: pytest.
 
 
 def test_a_face_that_was_seen_before_its_mask_is_shown(scene: Portrait, tmp_path: Path) -> None:
-    shots = [render(scene, index / 200) for index in range(44)]
-    source = tmp_path / "puts-it-on.mp4"
-    write_frames(source, [shot.truth if index < 32 else shot.masked for index, shot in enumerate(shots)], crf=0)
+    shot, source = render(scene, (PUT_ON_FRAMES - 1) / (RATE * SECONDS)), tmp_path / "put-on.mp4"
+    write_put_on(source, scene)
     errors, as_seen = {}, {}
     for option in ("--memory", "--no-memory"):
         out = tmp_path / f"{option}.mp4"
@@ -113,7 +122,7 @@ def test_a_face_that_was_seen_before_its_mask_is_shown(scene: Portrait, tmp_path
         as_seen[option] = json.loads(out.with_suffix(".json").read_text())["as_seen"]
         with av.open(str(out)) as container:
             last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][-1]
-        result, truth = (cv2.GaussianBlur(x.astype(np.float32), (0, 0), 5) for x in (last, shots[-1].truth))
-        errors[option] = float(np.square((result - truth)[shots[-1].mask > 127]).mean())
-    assert as_seen == {"--memory": 12, "--no-memory": 0}
+        result, truth = (cv2.GaussianBlur(x.astype(np.float32), (0, 0), 5) for x in (last, shot.truth))
+        errors[option] = float(np.square((result - truth)[shot.mask > 127]).mean())
+    assert as_seen == {"--memory": PUT_ON_FRAMES - BARE_FRAMES, "--no-memory": 0}
     assert errors["--memory"] < 0.4 * errors["--no-memory"]

@@ -1,7 +1,8 @@
 """`make demo`: a masked clip made from nothing, unmasked by the command line, and compared with the truth.
 
 The portrait (Rear Admiral Grace Hopper, public domain) comes with matplotlib. It moves, turns and scales over a soft
-background and wears a drawn mask; the same clip without the mask is the truth that the result is measured against.
+background and wears a drawn mask; the same clip without the mask is the truth that the result is measured against. In
+a second, shorter clip the face is bare before it wears the mask: then it is shown as it was.
 
     python -m unmask.train.demo FOLDER
 """
@@ -31,6 +32,7 @@ from unmask.train.materials import draw_mask
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Frames = list[U8]
 
 WIDTH: Final = 1280
 HEIGHT: Final = 720
@@ -39,6 +41,10 @@ SECONDS: Final = 4
 AUDIO_RATE: Final = 48_000
 MOMENTS: Final = (0.1, 0.4, 0.75)
 """The moments of the clip that the comparison shows, 0..1."""
+
+BARE_FRAMES: Final = 32
+"""Of the second clip, before the mask comes."""
+PUT_ON_FRAMES: Final = 64
 
 CELL: Final = 320
 """Side of a picture in the comparison, px."""
@@ -131,6 +137,12 @@ def write_clip(path: Path, portrait: Portrait) -> None:
     write_frames(path, (render(portrait, index / count).masked for index in range(count)), sound=_chirp())
 
 
+def write_put_on(path: Path, portrait: Portrait) -> None:
+    """Write the second clip: bare, then masked."""
+    shots = (render(portrait, index / (RATE * SECONDS)) for index in range(PUT_ON_FRAMES))
+    write_frames(path, (shot.truth if index < BARE_FRAMES else shot.masked for index, shot in enumerate(shots)))
+
+
 def write_frames(path: Path, frames: Iterable[U8], crf: int = 16, sound: F32 | None = None) -> None:
     """Write (720, 1280, 3) RGB frames as H.264, and mono samples at 48 kHz as AAC."""
     with av.open(str(path), "w") as container:
@@ -163,11 +175,12 @@ def read_clip(path: Path) -> list[U8]:
         ]
 
 
-def psnr_in_mask(frames: list[U8], portrait: Portrait) -> float:
-    """Peak signal-to-noise ratio in dB against the truth, over all pixels that the mask hides more than half."""
+def psnr_in_mask(frames: list[U8], portrait: Portrait, first: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB against the truth, over all pixels that the mask hides more than half, from one
+    frame on."""
     squared, count = 0.0, 0
-    for index, frame in enumerate(frames):
-        shot = render(portrait, index / len(frames))
+    for index, frame in enumerate(frames[first:], first):
+        shot = render(portrait, index / (RATE * SECONDS))
         inside = shot.mask > 127
         squared += float(((frame[inside].astype(np.float64) - shot.truth[inside]) ** 2).sum())
         count += 3 * int(inside.sum())
@@ -191,15 +204,17 @@ def predicted_masks(pictures: list[U8]) -> list[U8]:
         return [read_rgb(folder / "mask" / f"{index}.png")[..., 0] for index in range(len(pictures))]
 
 
-def compare(path: Path, masked: list[U8], unmasked: list[U8], portrait: Portrait) -> None:
-    """Write masked, predicted mask, result and truth side by side, one row for each of `MOMENTS`."""
-    chosen = [round(moment * len(masked)) for moment in MOMENTS]
-    masks = predicted_masks([masked[index] for index in chosen])
+def compare(path: Path, clip: tuple[Frames, Frames], put_on: tuple[Frames, Frames], portrait: Portrait) -> None:
+    """Write masked, predicted mask, result and truth side by side, one row for each of `MOMENTS`, and one for the end
+    of the second clip; both are given as they were and unmasked."""
+    chosen = [(clip, round(moment * len(clip[0]))) for moment in MOMENTS] + [(put_on, PUT_ON_FRAMES - 1)]
+    masks = predicted_masks([masked[index] for (masked, _), index in chosen])
     rows = [_labels(("masked", "predicted mask", "unmasked", "truth"))]
-    for index, mask in zip(chosen, masks, strict=True):
-        shot = render(portrait, index / len(masked))
+    for ((masked, unmasked), index), mask in zip(chosen, masks, strict=True):
+        shot = render(portrait, index / (RATE * SECONDS))
         cells = (masked[index], cv2.merge([mask] * 3), unmasked[index], shot.truth)
         rows.append(np.hstack([_cell(np.asarray(picture, np.uint8), shot.mask) for picture in cells]))
+    rows.insert(-1, _labels(("seen without a mask one second before", "", "", "")))
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1])
 
 
@@ -223,15 +238,20 @@ def _labels(texts: tuple[str, ...]) -> U8:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     masked, unmasked, comparison = (folder / name for name in ("masked.mp4", "unmasked.mp4", "compare.png"))
+    put_on, taken_off = folder / "put-on.mp4", folder / "put-on.unmasked.mp4"
     portrait = make_portrait()
     write_clip(masked, portrait)
+    write_put_on(put_on, portrait)
     run_unmask("video", masked, "-o", unmasked, "--overwrite")
-    before, after = read_clip(masked), read_clip(unmasked)
-    compare(comparison, before, after, portrait)
-    for path in (masked, unmasked, comparison):
+    run_unmask("video", put_on, "-o", taken_off, "--overwrite")
+    before, after, seen_before, seen_after = (read_clip(path) for path in (masked, unmasked, put_on, taken_off))
+    compare(comparison, (before, after), (seen_before, seen_after), portrait)
+    for path in (masked, unmasked, put_on, taken_off, comparison):
         print(path)
     before_db, after_db = psnr_in_mask(before, portrait), psnr_in_mask(after, portrait)
+    seen_db = psnr_in_mask(seen_after, portrait, BARE_FRAMES)
     print(f"PSNR in the mask: {after_db:.2f} dB (with the mask on: {before_db:.2f} dB)")
+    print(f"  of a face that was seen without it a second before: {seen_db:.2f} dB")
 
 
 if __name__ == "__main__":
