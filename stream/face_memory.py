@@ -231,8 +231,8 @@ class FaceMemory:
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         other = float(difference[inside > 0].mean()) if inside.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
-        wanted *= _share(person.showing.likeness, *_LIKE) * _share(blind, *_BLIND) * _share(other, *_ALIKE)
-        share = person.showing.come_near(wanted)
+        wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
+        share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
         weight = share * _fade(inside, _EDGE_PX) * np.maximum(_fade(area, _SIDE_PX), _fitting(difference))
         painted[:] = cv2.convertScaleAbs(painted + weight[..., None] * (bare.astype(np.float32) - painted))
         return share

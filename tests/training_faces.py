@@ -18,6 +18,7 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features", "inpainter-outlines"),
+    "inpainter-seam",
     *("segmenter", "segmenter-real", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
@@ -28,6 +29,7 @@ SMALL = {
     "inpainter-profile": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-features": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-outlines": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-seam": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
     "ear-loops": ["sizes={width: 4, loops: 4}", "start=", "losses={bce: 1000}"],
