@@ -127,13 +127,13 @@ class _Showing:
         self.begun, self.share = True, self.share + float(np.clip(wanted - self.share, -step, step))
         return self.share
 
-    def picture(self, rgb: U8, known: U8, points: F32) -> Then:
+    def picture(self, rgb: U8, known: U8, points: F32, wanted: U8) -> Then:
         """What is to be shown; arguments as of `as_now`."""
         assert self.view is not None
-        now = as_now(self.view, rgb, known, points)
+        now = as_now(self.view, rgb, known, points, wanted)
         if self.former is None:
             return now
-        before = as_now(self.former, rgb, known, points).rgb
+        before = as_now(self.former, rgb, known, points, wanted).rgb
         return now._replace(
             rgb=np.asarray(cv2.addWeighted(now.rgb, self.change, before, 1.0 - self.change, 0), np.uint8)
         )
@@ -202,7 +202,7 @@ class FaceMemory:
         if not zones:
             return shown
         given = cv2.bitwise_and(np.asarray(np.maximum.reduce(zones), np.uint8), shown.hidden)
-        eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points).rgb
+        eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points, given).rgb
         return Shown(
             np.where(given[..., None] > 0, eyes, shown.rgb).astype(np.uint8),
             cv2.bitwise_and(shown.hidden, cv2.bitwise_not(given)),
@@ -224,10 +224,10 @@ class FaceMemory:
         wanted = _share(angle, *_DEGREES)
         if wanted == person.showing.share == 0.0:
             return 0.0
-        bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points)
         area = hull(points, CROP_SIZE)
         inside = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
-        difference = cv2.absdiff(bare, painted).mean(axis=2, dtype=np.float32)
+        bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points, inside)
+        difference = cv2.transform(cv2.absdiff(bare, painted), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         other = float(difference[inside > 0].mean()) if inside.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)

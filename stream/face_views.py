@@ -14,7 +14,6 @@ from unmask.stream.frame import U8
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-_PIXELS: Final = np.stack(np.meshgrid(*2 * [np.arange(CROP_SIZE, dtype=np.float32)]), axis=2)
 _CELLS: Final = 32
 """Cells along a side of the crop, for what changes slowly from pixel to pixel: how far a face turns, and its light."""
 _SMOOTH_CELLS: Final = 1.5
@@ -26,6 +25,8 @@ _SHADE: Final = 40.0
 """And by how much more (of 255) in one place."""
 _FEWEST: Final = 150
 """Px of the crop at half size by which a likeness can be told."""
+_COARSE_PX: Final = 33
+"""What is broader than that at half size is light, not shape."""
 _FIT_STEPS: Final = 2
 _FIT_PX: Final = 8.0
 _SMOOTH_SLOPE: Final = 1.0
@@ -109,7 +110,7 @@ class Then(NamedTuple):
     """A face as it was, where it is now.
 
     Attributes:
-        rgb: (S, S, 3) uint8. It means nothing away from the face.
+        rgb: (S, S, 3) uint8, the face around where it was asked for, and the present picture elsewhere.
         likeness: correlation (-1..1) of shapes around eyes and brows, then and now: 0.87 to 0.98 at the median of four
             people, 0.4 for somebody else. 1 where too little can be seen.
     """
@@ -118,7 +119,7 @@ class Then(NamedTuple):
     likeness: float
 
 
-def as_now(before: Seen, rgb: U8, known: U8, points: F32) -> Then:
+def as_now(before: Seen, rgb: U8, known: U8, points: F32, wanted: U8) -> Then:
     """Move a face that was seen before to where it is now, and into its present light.
 
     Args:
@@ -126,17 +127,28 @@ def as_now(before: Seen, rgb: U8, known: U8, points: F32) -> Then:
         rgb: (S, S, 3) uint8, its canonical crop now.
         known: (S, S) uint8, above 0 where that can be trusted: not where a mask and its shadow are.
         points: (468, 3) float32, its landmarks in px of that crop.
+        wanted: (S, S) uint8, above 0 where it is asked for.
     """
-    known = cv2.bitwise_and(hull(points, CROP_SIZE), cv2.compare(known, 0, cv2.CMP_GT))
     source, back = _turned(before.points, points)
-    move, likeness = _fit(before.crop, source, rgb, known)
-    source += (back[:, :2] @ move).astype(np.float32)
-    warped = cv2.remap(before.crop, source, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    now, then = (np.array(cv2.mean(x, mask=known)[:3], np.float32) for x in (rgb, warped))
-    gain = np.clip((now + 1) / (then + 1), *_GAIN)
-    shade = _shade(rgb, np.asarray(warped, np.uint8), gain, known)
-    lit = cv2.add(cv2.multiply(warped, (*gain.tolist(), 0.0), dtype=cv2.CV_32F), shade)
-    return Then(np.asarray(cv2.convertScaleAbs(np.maximum(lit, 0.0)), np.uint8), likeness)
+    then, now = _at_half(before.crop), _at_half(rgb)
+    known = _at_half(cv2.bitwise_and(hull(points, CROP_SIZE), cv2.compare(known, 0, cv2.CMP_GT)))
+    known = np.asarray(cv2.compare(known, 255, cv2.CMP_EQ), np.uint8)  # nothing of the mask's border
+    maps = cv2.resize(source, known.shape[::-1]) / 2 - 0.25
+    move, likeness = _fit(then, maps, now, known > 0)
+    shift = (back[:, :2] @ move).astype(np.float32)
+    then = _looked_up(then, maps + shift / 2, cv2.INTER_LINEAR)
+    gain, shade = _light(then, now, known)
+    x, y, width, height = cv2.boundingRect(wanted)
+    part, moved = np.s_[y : y + height, x : x + width], rgb.copy()
+    if width:
+        warped = _looked_up(before.crop, source[part] + shift, cv2.INTER_CUBIC)
+        lit = cv2.add(cv2.multiply(warped, (*gain.tolist(), 0.0), dtype=cv2.CV_32F), shade[part])
+        moved[part] = cv2.convertScaleAbs(np.maximum(lit, 0.0))
+    return Then(moved, likeness)
+
+
+def _looked_up(rgb: U8, at: F32, how: int) -> U8:
+    return np.asarray(cv2.remap(rgb, at, None, how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _turned(before: F32, points: F32) -> tuple[F32, F64]:
@@ -150,22 +162,25 @@ def _turned(before: F32, points: F32) -> tuple[F32, F64]:
     at = np.clip((now * _CELLS / CROP_SIZE).astype(int), 0, _CELLS - 1)
     np.add.at(grid, (at[:, 1], at[:, 0]), rest)
     grid = cv2.GaussianBlur(grid, (0, 0), _SMOOTH_CELLS)
-    bent = cv2.resize(grid[..., :2] / (grid[..., 2:] + _FAINT), (CROP_SIZE, CROP_SIZE))
-    return (_PIXELS @ back[:, :2].T + back[:, 2] + bent).astype(np.float32), back
+    source = cv2.resize(grid[..., :2] / (grid[..., 2:] + _FAINT), (CROP_SIZE, CROP_SIZE))
+    along = np.arange(CROP_SIZE)
+    for axis, (across, down, offset) in enumerate(back):
+        source[..., axis] += (across * along + offset).astype(np.float32)[None]
+        source[..., axis] += (down * along).astype(np.float32)[:, None]
+    return np.asarray(source, np.float32), back
 
 
-def _fit(crop: U8, source: F32, rgb: U8, known: U8) -> tuple[F64, float]:
-    """(2,) float64, by how many px a picture that is looked up at `source` (S, S, 2) is to be shifted for what is known
-    of `rgb` to fit, by Gauss-Newton at half size (Lucas and Kanade 1981); and how like both are then."""
-    where, move = _at_half(known) > 127, np.zeros(2)
+def _fit(before: U8, maps: F32, rgb: U8, where: npt.NDArray[np.bool_]) -> tuple[F64, float]:
+    """(2,) float64, by how many px of the crop a picture at half size (H, W, 3) that is looked up at `maps` (H, W, 2)
+    is to be shifted for `rgb` (H, W, 3) to fit where that is known, by Gauss-Newton (Lucas and Kanade 1981); and how
+    like both are then."""
+    move = np.zeros(2)
     if where.sum() < _FEWEST:
         return move, 1.0
-    grey, before = (_at_half(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)) for x in (rgb, crop))
-    now, maps, likeness = _shapes(grey, where), cv2.resize(source, grey.shape[::-1]) / 2 - 0.25, -1.0
+    likeness, now = -1.0, _shapes(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), where)
+    grey = np.asarray(cv2.cvtColor(before, cv2.COLOR_RGB2GRAY), np.uint8)
     for _ in range(_FIT_STEPS):
-        at = maps + np.float32(move / 2)
-        moved = cv2.remap(before, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        then = _shapes(np.asarray(moved, np.uint8), where)
+        then = _shapes(_looked_up(grey, maps + np.float32(move / 2), cv2.INTER_LINEAR), where)
         likeness = max(likeness, _correlation(now[where], then[where]))
         slopes = np.stack([cv2.Sobel(then, cv2.CV_32F, *d, ksize=3, scale=1 / 16)[where] for d in ((1, 0), (0, 1))])
         error = (now - then)[where]
@@ -187,21 +202,23 @@ def _at_half(picture: U8) -> U8:
 def _shapes(grey: U8, where: npt.NDArray[np.bool_]) -> F32:
     """(H, W) float32, brightness without light and shade, and without noise; of what lies elsewhere nothing gets in."""
     weight = where.astype(np.float32)
-    fine, coarse = (
-        cv2.GaussianBlur(weight * grey, (0, 0), sigma) / (cv2.GaussianBlur(weight, (0, 0), sigma) + 1e-3)
-        for sigma in (1.0, 10.0)
-    )
+    seen = weight * grey
+    fine = cv2.GaussianBlur(seen, (0, 0), 1.0) / (cv2.GaussianBlur(weight, (0, 0), 1.0) + 1e-3)
+    coarse = cv2.blur(seen, 2 * (_COARSE_PX,)) / (cv2.blur(weight, 2 * (_COARSE_PX,)) + 1e-3)
     return np.asarray(fine - coarse, np.float32)
 
 
-def _shade(rgb: U8, warped: U8, gain: F32, known: U8) -> F32:
-    """(S, S, 3) float32: what is known of the difference in light that `gain` (3,) leaves, and what surrounds that."""
-    share, now, then = (
+def _light(then: U8, now: U8, known: U8) -> tuple[F32, F32]:
+    """(3,) float32, how much brighter each colour is now, of two pictures (H, W, 3) where they are known (H, W) uint8;
+    and (S, S, 3) float32, what that leaves of their difference, and what surrounds it elsewhere."""
+    means = [np.array(cv2.mean(x, mask=known)[:3], np.float32) for x in (now, then)]
+    gain = np.clip((means[0] + 1) / (means[1] + 1), *_GAIN).astype(np.float32)
+    share, here, there = (
         cv2.resize(cv2.bitwise_and(x, x, mask=known), 2 * (_CELLS,), interpolation=cv2.INTER_AREA).astype(np.float32)
-        for x in (known, rgb, warped)
+        for x in (known, now, then)
     )
     share = share / 255
-    difference = (now - gain * then) / np.maximum(share, 1e-6)[..., None]
+    difference = (here - gain * there) / np.maximum(share, 1e-6)[..., None]
     share[np.abs(difference).mean(axis=2) > _SHADE] = 0.0  # hair has moved, eyes blink
     whole = spread(np.clip(difference, -_SHADE, _SHADE).astype(np.float32), np.minimum(1.0, 2.0 * share))
-    return np.asarray(cv2.resize(whole, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_LINEAR))
+    return gain, np.asarray(cv2.resize(whole, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_LINEAR))

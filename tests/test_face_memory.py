@@ -284,7 +284,7 @@ def test_shade_that_has_fallen_on_a_face_since_is_on_what_is_shown(portrait: Por
     truth = np.clip(before.crop * fall, 0, 255).astype(np.uint8)
     known = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
     known[BELOW:] = 0
-    now = as_now(before, truth, known, before.points)
+    now = as_now(before, truth, known, before.points, ~known)
     around = cv2.erode(hull(before.points, CROP_SIZE), disc(12))
     around[:BELOW] = 0
     error, plain = (np.abs(x[around > 0].astype(float) - truth[around > 0]).mean() for x in (now.rgb, before.crop))
@@ -299,7 +299,7 @@ def test_views_turn_with_the_head(portrait: Portrait) -> None:
     for number in (1, 61, 291, 152):  # nose, corners of the mouth, chin
         cv2.circle(bright, before.points[number, :2].round().astype(int).tolist(), 3, (0, 255, 0), -1)
     known = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-    drawn = as_now(before._replace(crop=bright), before.crop, known, after.points).rgb
+    drawn = as_now(before._replace(crop=bright), before.crop, known, after.points, ~known).rgb
     for number in (1, 61, 291, 152):
         x, y = after.points[number, :2].round().astype(int)
         red, green, _ = drawn[y, x].astype(int)
