@@ -30,7 +30,7 @@ _LIDS: Final = ((159, 145), (386, 374))
 _AROUND_PX: Final = 6
 """How far around the landmarks an eye is remembered."""
 _CERTAIN: Final = 0.9
-"""How sure a face must be for its eyes to be remembered."""
+"""How sure a face must be to be remembered."""
 _FREE: Final = 0.04
 _HIDDEN: Final = 0.2
 """Share of an eye that a mask may cover to be remembered, and that it must to be shown from memory."""
@@ -40,15 +40,15 @@ _BLINK: Final = 0.8
 _BLINK_SECONDS: Final = 1.5
 """Eyes that are open less than that, compared with what is remembered, may blink: for so long the others are kept."""
 
-
 _BARE: Final = 0.3
 """Of `mask_score`: a face that shows more of a mask, under its chin for instance, is not remembered as bare."""
 _EVERY_SECONDS: Final = 0.1
 _BEFORE_SECONDS: Final = 0.6
 """How long a view waits until it is known that no mask came after it: a hand and the mask are in the last frames."""
 _AFTER_SECONDS: Final = 0.3
-"""How long a face that wore a mask must have been bare to be believed: the mask may have been missed for a while."""
+"""How long a face must have been bare to be believed: a mask may have been missed for so long."""
 _PUT_ON_SECONDS: Final = 3.0
+"""How long a mask is being put on."""
 _DEGREES: Final = (14.0, 34.0)
 """A head may look elsewhere than in a view by so much, and by so much until nothing of the view is shown."""
 _NEARER_DEGREES: Final = 4.0
@@ -240,10 +240,10 @@ class FaceMemory:
 
 def _put_on(person: _Person, seconds: float) -> None:
     """A mask is seen."""
-    came = person.masked_until is None or seconds - person.masked_until > _AFTER_SECONDS
-    person.masked_until = seconds
-    if came:
-        if person.waiting and not person.views:
+    before, person.masked_until = person.masked_until, seconds
+    if before is None or seconds - before > _AFTER_SECONDS:
+        first = before is None and not person.views
+        if first and person.waiting and seconds - person.waiting[0].seconds > _AFTER_SECONDS:
             person.views.add(person.waiting[0])
         person.masked_since = seconds if person.views else None
         person.showing = _Showing()

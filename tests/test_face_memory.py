@@ -152,6 +152,7 @@ def test_a_face_that_was_seen_bare_is_shown_as_it_was(portrait: Portrait) -> Non
     "why",
     [
         *("no time", "a mask under the chin", "a cut", "another face", "it came with a mask", "its mask was missed"),
+        "it may wear one still",
         *("its eyes are covered", "it jumped"),
     ],
 )
@@ -164,10 +165,11 @@ def test_no_face_is_shown_that_was_not_seen_bare(portrait: Portrait, why: str) -
         memory.look([face], 10.0)
         assert not memory.is_put_on(face, 10.0)
     else:
-        bare, score = (0.2 if why == "no time" else 0.6), (0.5 if why == "a mask under the chin" else 0.0)
-        if why == "no time":  # it wore one before, and may wear it still
+        bare = {"no time": 0.2, "it may wear one still": 0.8}.get(why, 0.6)
+        score = 0.5 if why == "a mask under the chin" else 0.0
+        if why == "it may wear one still":
             behind_a_mask(face, crop)
-            memory.look([face], 9.9)
+            memory.look([face], 9.15)
         if why == "its mask was missed":
             face.pictures.crop[BELOW:220, 20:236] = 255
         shown = put_on(memory, face, crop, bare, score, 60 if why == "its eyes are covered" else BELOW)
