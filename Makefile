@@ -1,4 +1,4 @@
-# make demo    masked.mp4, unmasked.mp4 and compare.png in demo/, from nothing
+# make demo    masked clips, the same unmasked, and compare.png in demo/, from nothing
 # make test    everything that must pass: lint, the wheel in an empty environment, the tests
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint wheel clean
