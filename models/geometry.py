@@ -163,10 +163,10 @@ def transform_landmarks(matrix: F64, points: F32) -> F32:
 
 
 def fit_affine(source: F32, target: F32) -> tuple[F64, float]:
-    """The affine map that takes (N, 2) points to others, by least squares.
+    """The affine map that takes (N, 2) points, or (N, 3) with their depth, to other (N, 2), by least squares.
 
     Returns:
-        (2, 3) float64, and the root mean square of what it leaves, in px.
+        (2, 3), with depth (2, 4) float64, and the root mean square of what it leaves, in px.
     """
     ones = np.column_stack([source, np.ones(len(source), np.float32)]).astype(np.float64)
     solution = np.linalg.lstsq(ones, target.astype(np.float64), rcond=None)[0]

@@ -8,7 +8,7 @@ for some seconds, and the network paints around them.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import cv2
@@ -100,14 +100,12 @@ class _Showing:
 
     def turn_to(self, views: Views, ahead: F64, seconds: float) -> float:
         """Show another view where it is clearly nearer to the direction, little by little. Returns by how many degrees
-        the shown one differs from it; infinity where there is none."""
+        the shown one differs from it."""
         self.step = 0.0 if self.seconds is None else abs(seconds - self.seconds) / _CHANGE_SECONDS
         self.change, self.seconds = min(1.0, self.change + self.step), seconds
         if self.change >= 1.0:
             self.former = None
         nearest, angle = views.nearest(ahead)
-        if nearest is None:
-            return np.inf
         if self.view is None:
             self.view = nearest
         shown = degrees_between(self.view.ahead, ahead)
@@ -219,6 +217,8 @@ class FaceMemory:
         part; written in place. The less so the further the head has turned away from how it was seen, and the more of
         the eyes its mask covers: then landmarks are guesses. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
+        if not person.views:
+            return 0.0
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         angle = person.showing.turn_to(person.views, direction(points), seconds)
         wanted = _share(angle, *_DEGREES)
@@ -256,7 +256,7 @@ def _remember_bare(person: _Person, seen: Seen, mask_score: float) -> None:
     if person.masked_until is not None and seen.seconds - person.masked_until < _AFTER_SECONDS:
         return
     if mask_score <= _BARE and not (person.waiting and seen.seconds - person.waiting[-1].seconds < _EVERY_SECONDS):
-        person.waiting.append(seen._replace(crop=seen.crop.copy()))
+        person.waiting.append(replace(seen, crop=seen.crop.copy()))
 
 
 def _remember_eyes(person: _Person, seen: Seen) -> None:
@@ -265,7 +265,7 @@ def _remember_eyes(person: _Person, seen: Seen) -> None:
         before, opened = person.eyes
         if opening < _BLINK * opened and seen.seconds - before.seconds < _BLINK_SECONDS:
             return
-    person.eyes = seen._replace(crop=seen.crop.copy()), opening
+    person.eyes = replace(seen, crop=seen.crop.copy()), opening
 
 
 def _share(value: float, whole: float, nothing: float) -> float:

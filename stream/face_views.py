@@ -1,6 +1,7 @@
 """A face as it was seen, where it is now: turned as the head has turned since, in its present light."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import cv2
@@ -43,25 +44,27 @@ _BLURRED: Final = 0.7
 """Of the sharpness of a view, which one that is to take its place must have."""
 
 
-class Seen(NamedTuple):
-    """A face as it was: its canonical crop (S, S, 3) uint8, its landmarks (468, 3) float32 in px of that, and when."""
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A face as it was: its canonical crop (S, S, 3) uint8, its landmarks (468, 3) float32 in px of that, and when.
+    What follows from these is computed once, and only if asked for."""
 
     crop: U8
     points: F32
     seconds: float
 
-    @property
+    @cached_property
     def ahead(self) -> F64:
         """(3,) float64 of length 1: where the head looks."""
         return direction(self.points)
 
-    @property
+    @cached_property
     def opening(self) -> float:
         """How far the mouth is open, over its width."""
         upper, lower, left, right = self.points[[*_MOUTH, *_MOUTH_CORNERS], :2]
         return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(left - right)), 1.0))
 
-    @property
+    @cached_property
     def sharpness(self) -> float:
         """Mean square of the Laplacian of the lower half."""
         grey = cv2.cvtColor(self.crop[CROP_SIZE // 2 :], cv2.COLOR_RGB2GRAY)
@@ -96,11 +99,11 @@ class Views:
         if len(self.views) > _MOST:
             self.views.pop(next(iter(self.views)))
 
-    def nearest(self, ahead: F64) -> tuple[Seen | None, float]:
-        """The view whose direction is nearest, and by how many degrees it differs; None where there is none."""
-        angles = [(degrees_between(view.ahead, ahead), number) for number, view in enumerate(self.views.values())]
-        angle, number = min(angles, default=(np.inf, -1))
-        return (list(self.views.values())[number], angle) if angles else (None, angle)
+    def nearest(self, ahead: F64) -> tuple[Seen, float]:
+        """The view whose direction is nearest, and by how many degrees it differs. There must be one."""
+        angles = {cell: degrees_between(view.ahead, ahead) for cell, view in self.views.items()}
+        cell = min(angles, key=angles.__getitem__)
+        return self.views[cell], angles[cell]
 
     def __bool__(self) -> bool:
         return bool(self.views)
