@@ -1,23 +1,29 @@
-"""What it is worth that a face was seen bare before its mask came, on real videos of bare faces.
+"""What it is worth that a face is seen bare before its mask comes, or after it, on real videos of bare faces.
 
-    python benchmarks/memory.py VIDEO... --instruments DIR [--bare 25] [--frames 200] [--sheet FILE.png]
+    python benchmarks/memory.py VIDEO... --instruments DIR [--later] [--bare 25] [--frames 200] [--sheet FILE.png]
 
 Protocol: each video goes through the pipeline's stages as 25 frames per second; the largest face is bare in its first
 frames and then wears a drawn surgical mask that follows its landmarks (as in `steadiness.py`). It is unmasked twice:
 painted anew in every frame ("painted", `--no-memory`), and shown as it was seen ("as seen"). Every sixth frame from
 three seconds after the mask on is set against the truth: PSNR where the mask is, and LPIPS and identity (cosine of face
 embeddings; see unmask.train.instruments) of the face, enlarged or shrunk to 256 px.
+
+With `--later` it wears the mask first and is bare in the last frames, and "as seen" goes through it twice
+(`--look-ahead`); every sixth frame but those of the last three seconds with the mask counts.
 """
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from steadiness import Bools, around, moments, unmask
+from steadiness import Bools, around, moments, through, unmask
 
+from unmask.stream.stages.remember import Remember
+from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
 from unmask.stream.stages.track import Track
 from unmask.train.evaluate import psnr
@@ -40,16 +46,21 @@ def face_of(rgb: U8, mask: Bools) -> U8:
 
 
 def measure(
-    video: Path, bare: int, count: int, instruments: Instruments
+    video: Path, bare: int, count: int, instruments: Instruments, *, later: bool
 ) -> tuple[dict[str, dict[str, float]], list[list[U8]]]:
     """All figures of one video, and a row of pictures for the truth and each case."""
     seen = list(moments(video, count))
-    pictures = [m.truth if number < bare else m.masked for number, m in enumerate(seen)]
-    chosen = range(bare + AFTER, len(seen), EVERY)
+    without = range(len(seen) - bare, len(seen)) if later else range(bare)
+    pictures = [m.truth if number in without else m.masked for number, m in enumerate(seen)]
+    chosen = range(0, without.start - AFTER, EVERY) if later else range(bare + AFTER, len(seen), EVERY)
     rows = [[face_of(seen[number].truth, seen[number].mask) for number in chosen[::3]]]
     figures = {}
     for name, memory in (("painted", False), ("as seen", True)):
-        results = unmask(pictures, Track(max_faces=1), Smooth(), memory=memory)
+        with TemporaryDirectory() as folder:
+            views = Path(folder, "later.npz") if later and memory else None
+            if views is not None:
+                through(pictures, (Track(max_faces=1), Segment(), Remember(views)))
+            results = unmask(pictures, Track(max_faces=1), Smooth(), memory=memory, later=str(views or ""))
         values: dict[str, list[float]] = {"PSNR in the mask": [], "LPIPS": [], "identity": []}
         for number in chosen:
             truth, mask = seen[number].truth, seen[number].mask
@@ -67,13 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="+")
     parser.add_argument("--instruments", type=Path, required=True, help="folder with loaders.py")
-    parser.add_argument("--bare", type=int, default=25, help="frames before the mask")
+    parser.add_argument("--later", action="store_true", help="the mask first")
+    parser.add_argument("--bare", type=int, default=25, help="frames without the mask")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--sheet", type=Path, help="write the truth, what is painted and what was seen")
     arguments = parser.parse_args()
     instruments, sheet = Instruments(arguments.instruments), []
     for video in arguments.videos:
-        figures, rows = measure(video, arguments.bare, arguments.frames, instruments)
+        figures, rows = measure(video, arguments.bare, arguments.frames, instruments, later=arguments.later)
         sheet += rows
         for name, values in figures.items():
             print(f"{video.name:32} {name:8} ", "  ".join(f"{key} {value:.3f}" for key, value in values.items()))

@@ -65,11 +65,15 @@ def moments(video: Path, count: int) -> Iterator[Moment]:
             yield Moment(truth, np.rint(worn.rgb * 255).astype(np.uint8), worn.coverage > 0.5)
 
 
-def unmask(pictures: list[U8], track: Track, smooth: Smooth, *, memory: bool = True) -> list[U8]:
-    """Send pictures through the stages as one stream of 25 frames per second."""
+def unmask(pictures: list[U8], track: Track, smooth: Smooth, *, memory: bool = True, later: str = "") -> list[U8]:
+    """Send pictures through the stages as one stream of 25 frames per second; `memory` and `later` as of `Inpaint`."""
+    return through(pictures, (track, Segment(), Inpaint(memory=memory, later=later), smooth))
+
+
+def through(pictures: list[U8], stages: tuple[Stage, ...]) -> list[U8]:
+    """Send pictures through stages as one stream of 25 frames per second."""
     height, width = pictures[0].shape[:2]
     layout = Layout(width, height, "rgb24", full_range=True)
-    stages: tuple[Stage, ...] = (track, Segment(), Inpaint(memory=memory), smooth)
     context = Context(layout, 1)
     for stage in stages:
         stage.open(context)
@@ -81,6 +85,7 @@ def unmask(pictures: list[U8], track: Track, smooth: Smooth, *, memory: bool = T
             list(stage.process(frame))
         results.append(np.asarray(frame.planes[0]).copy())
     for stage in stages:
+        list(stage.flush())
         stage.close()
     return results
 

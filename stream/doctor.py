@@ -20,7 +20,6 @@ from unmask import __version__
 from unmask.errors import UserError
 from unmask.models import engine
 from unmask.models.processors import usable_processors
-from unmask.models.vino import openvino
 from unmask.stream.encoders import Codec, EncodeOptions, VideoSettings, choose_encoder
 from unmask.stream.frame import Layout
 from unmask.stream.nvcodec import nvdec_problem
@@ -76,12 +75,13 @@ def _versions() -> Iterator[str]:
 
 
 def _processors() -> Iterator[str]:
-    name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+    name = engine.openvino_core().get_property("CPU", "FULL_DEVICE_NAME")
     yield f"{name}, {usable_processors()} of {os.cpu_count()} cores usable"
-    if engine.cpu_precision() == "bf16":
-        yield "bfloat16: yes"
+    if engine.cpu_has_integers():
+        yield "8-bit integers: yes"
     else:
-        yield "bfloat16: no; processors that have it run the networks about twice as fast"
+        yield "8-bit integers: no, they are used on x86 only, where the networks run about twice as fast with them"
+    yield f"bfloat16: {'yes' if engine.cpu_precision() == 'bf16' else 'no'}"
 
 
 def _gpus() -> Iterator[str]:
@@ -109,7 +109,8 @@ def _engines() -> Iterator[str]:
     yield f"{choice.engine} on {choice.device} is used"
     for name in engine.ENGINES:
         if name == "openvino":
-            yield f"openvino: on the CPU, {engine.cpu_precision()}"
+            numbers = "8-bit integers and float32" if engine.cpu_has_integers() else engine.cpu_precision()
+            yield f"openvino: on the CPU, {numbers}"
             continue
         problem = engine.engine_problem(name, "cuda:0")
         yield f"{name}: {problem or 'on cuda:0; nobody has run unmask with it yet'}"

@@ -6,8 +6,9 @@ shows instead. Where a mask hides eyes, a network paints closed ones, or none: t
 for some seconds, and the network paints around them.
 """
 
-from collections import deque
-from collections.abc import Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -19,6 +20,7 @@ from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.models.outline import Shown, disc, hull
 from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction
 from unmask.stream.frame import U8, Face
+from unmask.stream.later_views import Who
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -142,16 +144,22 @@ class _Person:
     """What is remembered of a track.
 
     Attributes:
+        who: whose it is.
+        views: the face without a mask, as it was seen, or will be where that is known.
+        bare: whether it has been seen without a mask.
+        unknown: in how many frames its mask had been seen until then.
         eyes: the face when they were seen last, and how far they were open.
-        views: the face without a mask.
         waiting: the face in the last frames without a mask, the oldest first: not yet in `views`.
         masked_since: when a mask came last; None where the face had never been seen without one.
         masked_until: when one was seen last; None before the first.
         showing: what is shown in place of the mask.
     """
 
-    eyes: tuple[Seen, float] | None = None
+    who: Who = (-1, 0)
     views: Views = field(default_factory=Views)
+    bare: bool = False
+    unknown: int = 0
+    eyes: tuple[Seen, float] | None = None
     waiting: deque[Seen] = field(default_factory=deque)
     masked_since: float | None = None
     masked_until: float | None = None
@@ -159,10 +167,23 @@ class _Person:
 
 
 class FaceMemory:
-    """What was seen of the faces of a video, by track."""
+    """What was seen of the faces of a video, by track.
 
-    def __init__(self) -> None:
+    Args:
+        later: what will be seen of them, where the video was gone through before.
+        keeps: whether to keep what later passes are to be given.
+
+    Attributes:
+        too_late: how many masks were seen on faces that were not seen bare before, and were afterwards.
+        bare_later: those faces, if they are to be kept.
+    """
+
+    def __init__(self, later: Mapping[Who, Views] | None = None, *, keeps: bool = False) -> None:
+        self._later, self._keeps = later or {}, keeps
         self._people: dict[int, _Person] = {}
+        self._begun: Counter[int] = Counter()
+        self.too_late = 0
+        self.bare_later: dict[Who, Views] = {}
 
     def look(self, faces: Sequence[Face], seconds: float) -> None:
         """Remember what can be seen of faces, and forget those of tracks that have ended.
@@ -171,13 +192,14 @@ class FaceMemory:
             faces: all of a frame, with `crop`, `mask`, `mask_score` and `masked`.
             seconds: the time of the frame.
         """
-        self._people = {face.track_id: self._people.get(face.track_id, _Person()) for face in faces}
+        known, self._people = self._people, {}
         for face in faces:
-            if face.reset:  # it may be somebody else
-                self._people[face.track_id] = _Person()
-            person = self._people[face.track_id]
+            person = None if face.reset else known.get(face.track_id)  # after a jump it may be somebody else
+            person = self._people[face.track_id] = person or self._begin(face.track_id)
             if face.masked:
                 _put_on(person, seconds)
+            else:
+                self._settle(person, seconds)
             if face.still or face.score < _CERTAIN:
                 continue
             seen = Seen(face.pictures.crop, transform_landmarks(face.crop_from_frame, face.landmarks_px), seconds)
@@ -185,6 +207,26 @@ class FaceMemory:
                 _remember_bare(person, seen, face.mask_score)
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
+
+    def _begin(self, track_id: int) -> _Person:
+        who = (track_id, self._begun[track_id])
+        self._begun[track_id] += 1
+        return _Person(who, Views(dict(self._later[who].views)) if who in self._later else Views())
+
+    def finish(self) -> None:
+        """Note that the video is over: no mask comes any more."""
+        for person in self._people.values():
+            self._settle(person, math.inf)
+
+    def _settle(self, person: _Person, seconds: float) -> None:
+        """Believe views after which no mask came."""
+        before = person.bare
+        while person.waiting and seconds - person.waiting[0].seconds > _BEFORE_SECONDS:
+            _add(person, person.waiting.popleft())
+        if person.bare and not before and person.unknown:
+            self.too_late += person.unknown
+            if self._keeps:
+                self.bare_later[person.who] = person.views
 
     def forget(self) -> None:
         """Forget everything, as after a cut."""
@@ -227,14 +269,16 @@ class FaceMemory:
         area = hull(points, CROP_SIZE)
         inside = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
         bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points, inside)
-        difference = cv2.transform(cv2.absdiff(bare, painted), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
+        part = _around(inside)
+        bare, before, inside, area = bare[part], painted[part], inside[part], area[part]
+        difference = cv2.transform(cv2.absdiff(bare, before), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
         blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         other = float(difference[inside > 0].mean()) if inside.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
         wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
         share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
         weight = share * _fade(inside, _EDGE_PX) * np.maximum(_fade(area, _SIDE_PX), _fitting(difference))
-        painted[:] = cv2.convertScaleAbs(painted + weight[..., None] * (bare.astype(np.float32) - painted))
+        before[:] = cv2.convertScaleAbs(before + weight[..., None] * (bare.astype(np.float32) - before))
         return share
 
 
@@ -242,17 +286,21 @@ def _put_on(person: _Person, seconds: float) -> None:
     """A mask is seen."""
     before, person.masked_until = person.masked_until, seconds
     if before is None or seconds - before > _AFTER_SECONDS:
-        first = before is None and not person.views
+        first = before is None and not person.bare
         if first and person.waiting and seconds - person.waiting[0].seconds > _AFTER_SECONDS:
-            person.views.add(person.waiting[0])
-        person.masked_since = seconds if person.views else None
+            _add(person, person.waiting[0])
+        person.masked_since = seconds if person.bare else None
         person.showing = _Showing()
     person.waiting.clear()
+    person.unknown += not person.bare
+
+
+def _add(person: _Person, view: Seen) -> None:
+    person.views.add(view)
+    person.bare = True
 
 
 def _remember_bare(person: _Person, seen: Seen, mask_score: float) -> None:
-    while person.waiting and seen.seconds - person.waiting[0].seconds > _BEFORE_SECONDS:
-        person.views.add(person.waiting.popleft())
     if person.masked_until is not None and seen.seconds - person.masked_until < _AFTER_SECONDS:
         return
     if mask_score <= _BARE and not (person.waiting and seen.seconds - person.waiting[-1].seconds < _EVERY_SECONDS):
@@ -266,6 +314,12 @@ def _remember_eyes(person: _Person, seen: Seen) -> None:
         if opening < _BLINK * opened and seen.seconds - before.seconds < _BLINK_SECONDS:
             return
     person.eyes = replace(seen, crop=seen.crop.copy()), opening
+
+
+def _around(area: U8) -> tuple[slice, slice]:
+    """Rows and columns of an area, and of what is near enough to tell how far within a face it lies."""
+    x, y, width, height = cv2.boundingRect(area)
+    return np.s_[max(0, y - _SIDE_PX) : y + height + _SIDE_PX, max(0, x - _SIDE_PX) : x + width + _SIDE_PX]
 
 
 def _share(value: float, whole: float, nothing: float) -> float:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 
 import cv2
@@ -20,7 +21,7 @@ from unmask.stream.frame import U8, Frame, Layout
 from unmask.stream.media import MediaInfo, probe, with_source
 from unmask.stream.naming import PICTURE_SUFFIXES, Draft, Job, whole_file
 from unmask.stream.pictures import Picture, read_picture, write_picture
-from unmask.stream.pipeline import Settings, build, face_stages
+from unmask.stream.pipeline import Settings, build, build_first_pass, face_stages
 from unmask.stream.stage import Context, Stage
 from unmask.stream.supervisor import Cancel, RunReport, run
 from unmask.stream.timing import StageTiming
@@ -32,7 +33,7 @@ SYNTHETIC: Final = f"Face regions in this picture are synthetic (unmask {__versi
 class Listener(Protocol):
     """Who is told how a job gets on."""
 
-    def started(self, job: Job, expected_frames: int | None) -> None: ...
+    def started(self, job: Job, expected_frames: int | None, doing: str = "") -> None: ...
     def progress(self, frames: int, pts_seconds: float) -> None: ...
     def notice(self, line: str) -> None: ...
 
@@ -64,8 +65,8 @@ class VideoDone:
         dropped: how many were decoded and not written; files never lose a frame, so 0.
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
-        as_seen: of these, how many are for the most part what was seen of the face before its mask came.
-        seconds: how long it took.
+        as_seen: of these, how many are for the most part what was seen of the face without its mask.
+        seconds: how long it took, the first of two passes included.
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
         engine, decoder, encoder: what ran the networks, what read the video and what wrote it.
@@ -100,10 +101,12 @@ class VideoDone:
 
     def summary(self) -> str:
         """One line for the user."""
+        late = self.details.get("inpaint", {}).get("too_late", 0)
         return (
             f"{self.input} -> {self.output}: {self.frames} frames at {self.fps:.1f} fps, "
             f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}, "
             f"{self.encoder}, {self.engine}"
+            + (f"; {late} on faces that are bare later: --look-ahead shows those as they are then" if late else "")
         )
 
 
@@ -157,8 +160,8 @@ class PictureDone:
 
 
 def told_memory(as_seen: int) -> str:
-    """What is said of masks that were replaced by the face as it was seen before."""
-    return f" ({as_seen} by what was seen before)" if as_seen else ""
+    """What is said of masks that were replaced by the face as it was seen."""
+    return f" ({as_seen} as the face was seen)" if as_seen else ""
 
 
 def _count(number: int, noun: str) -> str:
@@ -175,6 +178,7 @@ class VideoSettings:
         processes: True for a process per stage instead of a thread.
         overwrite: True where outputs replace files of the same name.
         draw_tracks: True where faces are followed and drawn, and masks stay.
+        look_ahead: True to go through the video twice, so that who is bare only later is shown as they were then.
     """
 
     pipeline: Settings = field(default_factory=Settings)
@@ -182,6 +186,7 @@ class VideoSettings:
     processes: bool = False
     overwrite: bool = False
     draw_tracks: bool = False
+    look_ahead: bool = False
 
 
 def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: Cancel) -> VideoDone:
@@ -201,10 +206,10 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
     if settings.encoding.compare:
         info = with_source(info)
     info = _on_gpu(info, settings, notice)
-    with whole_file(job.target, overwrite=settings.overwrite) as draft:
-        listener.started(job, info.frames_expected)
-        result = run(
-            build(info, draft.path, settings.pipeline, settings.encoding, draw_tracks=settings.draw_tracks),
+
+    def go(stages: Sequence[Stage]) -> RunReport:
+        return run(
+            stages,
             info.layout,
             max_faces=settings.pipeline.max_faces,
             processes=settings.processes,
@@ -212,8 +217,21 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
             on_notice=notice,
             cancel=cancel,
         )
+
+    with ExitStack() as stack:
+        draft = stack.enter_context(whole_file(job.target, overwrite=settings.overwrite))
+        pipeline, first = settings.pipeline, None
+        if settings.look_ahead:
+            listener.started(job, info.frames_expected, "looking ahead")
+            later = Path(stack.enter_context(TemporaryDirectory(prefix="unmask-")), "later.npz")
+            first = go(build_first_pass(info, later, pipeline, settings.encoding))
+            if first.cancelled or not first.flushed:
+                raise UnmaskError(f"{job.source}: stopped while looking ahead; nothing was written")
+            pipeline = replace(pipeline, later=str(later))
+        listener.started(job, info.frames_expected)
+        result = go(build(info, draft.path, pipeline, settings.encoding, draw_tracks=settings.draw_tracks))
         output = _name_draft(draft, job, result, overwrite=settings.overwrite)
-    return _video_done(job, output, info.layout, result, notices)
+    return _video_done(job, output, info.layout, result, first, notices)
 
 
 def _on_gpu(info: MediaInfo, settings: VideoSettings, notice: Callable[[str], None]) -> MediaInfo:
@@ -252,8 +270,11 @@ def _name_draft(draft: Draft, job: Job, result: RunReport, *, overwrite: bool) -
     return output
 
 
-def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notices: Sequence[str]) -> VideoDone:
-    summaries = result.summaries
+def _video_done(
+    job: Job, output: Path, layout: Layout, result: RunReport, first: RunReport | None, notices: Sequence[str]
+) -> VideoDone:
+    summaries = result.summaries | ({"remember": first.summaries["remember"]} if first else {})
+    seconds = result.wall_seconds + (first.wall_seconds if first else 0.0)
     return VideoDone(
         input=str(job.source),
         output=str(output),
@@ -265,9 +286,9 @@ def _video_done(job: Job, output: Path, layout: Layout, result: RunReport, notic
         faces=summaries["track"]["tracks"],
         masks_removed=summaries.get("segment", {}).get("masks_removed", 0),
         as_seen=summaries.get("inpaint", {}).get("as_seen", 0),
-        seconds=round(result.wall_seconds, 3),
+        seconds=round(seconds, 3),
         open_seconds=round(result.open_seconds, 3),
-        fps=round(result.frames / result.wall_seconds, 2),
+        fps=round(result.frames / seconds, 2),
         engine=summaries.get("inpaint", {}).get("engine", "tracks only"),
         decoder=summaries["decode"]["decoder"],
         encoder=summaries["encode"]["encoder"],

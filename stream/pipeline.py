@@ -12,6 +12,7 @@ from unmask.stream.stages.decode import Decode
 from unmask.stream.stages.draw import DrawTracks
 from unmask.stream.stages.encode import Encode
 from unmask.stream.stages.inpaint import Inpaint
+from unmask.stream.stages.remember import Remember
 from unmask.stream.stages.segment import Segment
 from unmask.stream.stages.smooth import Smooth
 from unmask.stream.stages.track import Track
@@ -32,6 +33,7 @@ class Settings:
         person: file with a personal model; empty for the general one.
         tracker: whose detector finds the faces.
         memory: whether a face that was seen without a mask before is shown as it was.
+        later: file with faces that are bare only later, written by a first pass; empty for none.
     """
 
     device: str = "auto"
@@ -40,6 +42,7 @@ class Settings:
     person: str = ""
     tracker: Tracker = DEFAULT_TRACKER
     memory: bool = True
+    later: str = ""
 
 
 def live_frames() -> int:
@@ -64,7 +67,14 @@ def face_stages(settings: Settings, *, live: bool = False) -> tuple[Stage, ...]:
     return (
         Track(max_faces=settings.max_faces, spread=live, tracker=settings.tracker),
         Segment(settings.device, settings.engine, segmenting, spread=live),
-        Inpaint(settings.device, settings.engine, settings.person, inpainting, memory=settings.memory),
+        Inpaint(
+            settings.device,
+            settings.engine,
+            settings.person,
+            inpainting,
+            memory=settings.memory,
+            later=settings.later,
+        ),
         Smooth(),
     )
 
@@ -74,7 +84,16 @@ def build(
 ) -> tuple[Stage, ...]:
     """The pipeline from one video file to another; nothing is opened yet. With `draw_tracks` faces are only followed,
     and what was found is drawn."""
-    gpu = int(settings.device.partition(":")[2] or 0) if options.gpu else None
     track, *others = face_stages(settings)
     faces = (track, DrawTracks()) if draw_tracks else (track, *others)
-    return (Decode(source, gpu), *faces, Encode(output, source, options))
+    return (Decode(source, _gpu(settings, options)), *faces, Encode(output, source, options))
+
+
+def build_first_pass(source: MediaInfo, later: Path, settings: Settings, options: EncodeOptions) -> tuple[Stage, ...]:
+    """The pipeline that only looks, and writes which faces are bare later: `Settings.later` of the second pass."""
+    track, segment, *_ = face_stages(settings)
+    return (Decode(source, _gpu(settings, options)), track, segment, Remember(later))
+
+
+def _gpu(settings: Settings, options: EncodeOptions) -> int | None:
+    return int(settings.device.partition(":")[2] or 0) if options.gpu else None

@@ -10,6 +10,11 @@ import numpy.typing as npt
 import pytest
 
 from unmask.cli import main
+from unmask.errors import UnmaskError
+from unmask.progress import Quiet
+from unmask.stream.jobs import VideoSettings, unmask_video
+from unmask.stream.naming import Job
+from unmask.stream.supervisor import Cancel
 from unmask.train.demo import (
     BARE_FRAMES,
     PUT_ON_FRAMES,
@@ -24,6 +29,7 @@ from unmask.train.demo import (
 
 U8 = npt.NDArray[np.uint8]
 FRAMES = 16
+MASKED = 32
 
 
 def planes(path: Path) -> list[U8]:
@@ -126,3 +132,64 @@ def test_a_face_that_was_seen_before_its_mask_is_shown(scene: Portrait, tmp_path
         errors[option] = float(np.square((result - truth)[shot.mask > 127]).mean())
     assert as_seen == {"--memory": PUT_ON_FRAMES - BARE_FRAMES, "--no-memory": 0}
     assert errors["--memory"] < 0.4 * errors["--no-memory"]
+
+
+@pytest.fixture(scope="module")
+def taken_off(scene: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of a face that wears a mask in the first 32 frames and is bare in the 32 after."""
+    path = tmp_path_factory.mktemp("taken-off") / "taken-off.mp4"
+    shots = (render(scene, index / (RATE * SECONDS)) for index in range(2 * MASKED))
+    write_frames(path, (shot.masked if index < MASKED else shot.truth for index, shot in enumerate(shots)))
+    return path
+
+
+def test_a_face_that_is_bare_later_is_shown_on_the_second_pass(
+    scene: Portrait, taken_off: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shot = render(scene, 0.0)
+    errors, said, reports = {}, {}, {}
+    for name, options in (("once", []), ("ahead", ["--look-ahead"]), ("processes", ["--look-ahead", "--processes"])):
+        out = tmp_path / f"{name}.mp4"
+        command = ["video", str(taken_off), "-o", str(out), "--report", str(out.with_suffix(".json")), *options]
+        assert main(command) == 0
+        said[name], reports[name] = capsys.readouterr().out, json.loads(out.with_suffix(".json").read_text())
+        with av.open(str(out)) as container:
+            first = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        result, truth = (cv2.GaussianBlur(x.astype(np.float32), (0, 0), 5) for x in (first, shot.truth))
+        errors[name] = float(np.square((result - truth)[shot.mask > 127]).mean())
+    removed = reports["once"]["masks_removed"]
+    assert {name: report["as_seen"] for name, report in reports.items()} == {
+        "once": 0,
+        "ahead": removed,
+        "processes": removed,
+    }
+    assert MASKED <= removed < MASKED + 4
+    assert f"{removed} on faces that are bare later: --look-ahead" in said["once"]
+    assert "--look-ahead" not in said["ahead"]
+    assert reports["ahead"]["details"]["remember"] == {"faces": 1}
+    assert reports["ahead"]["frames"] == 2 * MASKED
+    assert errors["ahead"] < 0.4 * errors["once"]
+    assert errors["processes"] == errors["ahead"], "threads and processes give the same"
+
+
+def test_stopped_while_it_looks_ahead_it_leaves_nothing(taken_off: Path, tmp_path: Path) -> None:
+    cancel, doing = Cancel(), []
+
+    class Stops(Quiet):
+        def started(self, job: Job, expected_frames: int | None, doing_now: str = "") -> None:
+            doing.append(doing_now)
+            cancel.drain()
+
+    job, settings = Job(taken_off, tmp_path / "out.mp4"), VideoSettings(look_ahead=True)
+    with pytest.raises(UnmaskError, match="stopped while looking ahead; nothing was written"):
+        unmask_video(job, settings, Stops(), cancel)
+    assert doing == ["looking ahead"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--no-memory", "--draw=tracks"])
+def test_looking_ahead_for_nothing_is_a_mistake(
+    option: str, clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["video", str(clips["source"]), "--look-ahead", option]) == 2
+    assert f"--look-ahead has nothing to do with {option.partition('=')[0]}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from unmask.models.outline import Shown, disc, hull
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.face_views import Seen, Views, as_now, direction
 from unmask.stream.frame import U8, Face
+from unmask.stream.later_views import load_views, save_views
 
 EYES, BELOW = slice(95, 150), 150
 """Rows of the crop in which eyes and brows lie, and from which a mask leaves them free."""
@@ -305,3 +307,60 @@ def test_views_turn_with_the_head(portrait: Portrait) -> None:
         x, y = after.points[number, :2].round().astype(int)
         red, green, _ = drawn[y, x].astype(int)
         assert green - red > 100, f"landmark {number} has gone along"
+
+
+def take_off(memory: FaceMemory, face: Face, crop: U8) -> Shown:
+    """Show the memory five frames of a mask, at 10 seconds, then a second of a bare face."""
+    shown = behind_a_mask(face, crop, BELOW)
+    for number in range(5):
+        memory.look([face], 10.0 + 0.04 * number)
+    masked = face.pictures.hidden.copy()
+    face.masked, face.mask_score = False, 0.0
+    face.pictures.mask[:] = face.pictures.hidden[:] = 0
+    for seconds in np.arange(10.5, 11.5, 0.04):
+        memory.look([face], float(seconds))
+    face.masked = True
+    face.pictures.mask[:] = face.pictures.hidden[:] = masked
+    return shown
+
+
+def test_a_face_that_is_bare_later_is_kept_for_the_next_pass(portrait: Portrait, tmp_path: Path) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    first = FaceMemory(keeps=True)
+    take_off(first, face, crop)
+    assert list(first.bare_later) == [(face.track_id, 0)]
+    assert first.too_late == 5
+
+    save_views(tmp_path / "later.npz", first.bare_later)
+    later = load_views(tmp_path / "later.npz")
+    second, other = FaceMemory(later), another_face(crop)
+    shown = behind_a_mask(face, crop, BELOW)
+    second.look([face], 10.0)
+    assert not second.is_put_on(face, 10.0), "it was worn all along"
+    painted = other.copy()
+    assert second.show_bare(face, shown, painted, 10.0) == 1.0, "from the first frame on"
+    mouth = mouth_of(face)
+    assert (
+        np.abs(painted[mouth].astype(int) - crop[mouth]).mean()
+        < 0.2 * np.abs(other[mouth].astype(int) - crop[mouth]).mean()
+    )
+
+    jumped = replace(face, reset=True)
+    second.look([jumped], 10.04)
+    painted = other.copy()
+    assert second.show_bare(jumped, shown, painted, 10.04) == 0.0, "who that is nobody said"
+
+
+def test_who_was_bare_before_need_not_be_kept(portrait: Portrait) -> None:
+    memory, face = FaceMemory(keeps=True), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    put_on(memory, face, crop)
+    take_off(memory, face, crop)
+    assert memory.bare_later == {}
+    assert memory.too_late == 0
+
+
+def test_nobody_who_is_bare_later_is_a_file_too(tmp_path: Path) -> None:
+    save_views(tmp_path / "later.npz", {})
+    assert load_views(tmp_path / "later.npz") == {}

@@ -128,6 +128,10 @@ def video(
     max_faces: _MaxFaces = 8,
     person: PersonOption = None,
     memory: MemoryOption = True,
+    look_ahead: Annotated[
+        bool,
+        typer.Option("--look-ahead", help="Go through it twice: who is bare only later is shown as they were then."),
+    ] = False,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
     tracker: _Tracker = DEFAULT_TRACKER,
@@ -149,6 +153,8 @@ def video(
     from unmask.stream.supervisor import Cancel
 
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
+    if look_ahead and (not memory or draw is not None):
+        raise UserError(f"--look-ahead has nothing to do with {'--draw' if memory else '--no-memory'}; leave one out")
     jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
     settings = VideoSettings(
         Settings(device, max_faces, engine, personal(person), tracker, memory),
@@ -156,6 +162,7 @@ def video(
         processes=processes,
         overwrite=overwrite,
         draw_tracks=draw is Drawn.TRACKS,
+        look_ahead=look_ahead,
     )
     cancel, display = Cancel(), choose_display(quiet=quiet)
 

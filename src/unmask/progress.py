@@ -18,7 +18,7 @@ LINE_EVERY_SECONDS: Final = 5.0
 class Quiet:
     """Shows nothing; what stages have to say is in the report."""
 
-    def started(self, job: Job, expected_frames: int | None) -> None:
+    def started(self, job: Job, expected_frames: int | None, doing: str = "") -> None:
         pass
 
     def progress(self, frames: int, pts_seconds: float) -> None:
@@ -39,8 +39,8 @@ class Lines:
         self._expected = ""
         self._began = self._written = time.monotonic()
 
-    def started(self, job: Job, expected_frames: int | None) -> None:
-        self._name = job.source.name
+    def started(self, job: Job, expected_frames: int | None, doing: str = "") -> None:
+        self._name = _named(job, doing)
         self._expected = f" of about {expected_frames}" if expected_frames else ""
         self._began = self._written = time.monotonic()
 
@@ -69,9 +69,9 @@ class Bar:
         self._task = TaskID(0)
         self._began = 0.0
 
-    def started(self, job: Job, expected_frames: int | None) -> None:
+    def started(self, job: Job, expected_frames: int | None, doing: str = "") -> None:
         self.finished()
-        self._name = job.source.name
+        self._name = _named(job, doing)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -123,6 +123,10 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
             say(f"{what}: {done} of {total}")
 
     yield line
+
+
+def _named(job: Job, doing: str) -> str:
+    return f"{job.source.name}, {doing}" if doing else job.source.name
 
 
 def _about(name: str, line: str) -> str:

@@ -1,6 +1,7 @@
 """Inpaint: paints the hidden part of each masked face, in its canonical crop."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
+from unmask.stream.later_views import load_views
 from unmask.stream.mask_rests import fill_rests
 from unmask.stream.stage import Context, Stage
 
@@ -41,21 +43,29 @@ class Inpaint(Stage):
         person: file with a personal model; empty for the general one.
         threads: CPU threads of the network; 0 leaves it to the engine.
         memory: whether a face that was seen without a mask before is shown as it was.
+        later: file that `Remember` wrote in a first pass through the video; empty for none.
     """
 
     name: ClassVar[str] = "inpaint"
 
     def __init__(
-        self, device: str = "auto", engine: str = "auto", person: str = "", threads: int = 0, *, memory: bool = True
+        self,
+        device: str = "auto",
+        engine: str = "auto",
+        person: str = "",
+        threads: int = 0,
+        *,
+        memory: bool = True,
+        later: str = "",
     ) -> None:
         self._device, self._engine_name, self._person, self._threads = device, engine, person, threads
-        self._remembers = memory
+        self._remembers, self._later = memory, later
 
     def open(self, context: Context) -> None:
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
-        self._memory = FaceMemory()
+        self._memory = FaceMemory(load_views(Path(self._later)) if self._later else None)
         self._painted = self._kept = self._as_seen = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -98,4 +108,5 @@ class Inpaint(Stage):
 
     def summary(self) -> dict[str, Any]:
         counts = {"painted": self._painted, "kept": self._kept, "as_seen": self._as_seen}
+        counts |= {"too_late": 0 if self._later else self._memory.too_late}
         return {"engine": self._engine.description, **counts}
