@@ -34,8 +34,7 @@ class Residual(nn.Module):
 
 
 def residuals(width: int, count: int) -> nn.Sequential:
-    """A number of residual blocks, one after the other. Each starts as the identity: more can be added to a network
-    that is trained already without changing what it does."""
+    """A number of residual blocks, one after the other."""
     return nn.Sequential(*(Residual(width) for _ in range(count)))
 
 

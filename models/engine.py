@@ -6,24 +6,27 @@ that all others are checked against. Those for GPUs are in `unmask.models.engine
 
 import importlib.util
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import EngineError, UserError
+from unmask.models.integers import known_ranges, use_integers
 from unmask.models.processors import usable_processors
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
 EngineName = Literal["tensorrt", "torch-tensorrt", "torch", "openvino"]
 NetworkName = Literal["segmenter", "inpainter"]
+Precision = Literal["bf16", "f32"]
 NETWORKS: Final[tuple[NetworkName, ...]] = ("segmenter", "inpainter")
 
 
@@ -67,7 +70,11 @@ class Engine(ABC):
 
 @cache
 def openvino_core() -> openvino.Core:
-    """The one OpenVINO core of this process, with the cache of compiled networks if it can be written."""
+    """The one OpenVINO core of this process, with the cache of compiled networks if it can be written.
+
+    It is never let go: with the last core OpenVINO's code for processors would be unloaded (2026.4), and the next
+    Ctrl-C ends in it.
+    """
     core = openvino.Core()
     folder = cache_folder()
     try:
@@ -79,9 +86,15 @@ def openvino_core() -> openvino.Core:
     return core
 
 
-def cpu_precision() -> Literal["bf16", "f32"]:
+def cpu_precision() -> Precision:
     """bfloat16 where the processor computes in it (twice as fast), else float32."""
     return "bf16" if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def cpu_has_integers() -> bool:
+    """Whether convolutions in 8-bit integers are faster here: measured on x86 processors only, where they are."""
+    x86 = platform.machine().lower() in {"x86_64", "amd64"}
+    return x86 and "INT8" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def cpu_streams() -> tuple[int, int]:
@@ -94,19 +107,28 @@ def cpu_streams() -> tuple[int, int]:
     return min(cores, _MOST_STREAMS), max(1, cores // _MOST_STREAMS)
 
 
+class Compiled(NamedTuple):
+    """A network that can run, and what numbers it computes in, for people."""
+
+    model: openvino.CompiledModel
+    numbers: str
+
+
 @cache
 def compile_for_cpu(
     file: str,
-    precision: Literal["bf16", "f32"],
-    threads: int,
+    precision: Precision | None = None,
+    threads: int = 0,
     size: tuple[int, int] | None = None,
     streams: int = 1,
-) -> openvino.CompiledModel:
+) -> Compiled:
     """A network that ships, compiled for this processor; the second call with the same arguments costs nothing.
 
     Args:
         file: its name.
-        precision: of the arithmetic.
+        precision: of all of the arithmetic; None for the fastest that the processor has: convolutions in 8-bit integers
+            where the file knows how and the rest in float32 (what lies between two of them is not worth its conversion
+            to bfloat16 and back), else bfloat16.
         threads: CPU threads of one run; 0 leaves it to OpenVINO.
         size: height and width in px of the pictures, where the network leaves them open.
         streams: how many runs there may be at once.
@@ -114,24 +136,31 @@ def compile_for_cpu(
     Raises:
         EngineError: it cannot be read or compiled.
     """
+    return compile_network(read_network(file), precision, threads, size, streams)
+
+
+def read_network(file: str) -> openvino.Model:
+    """A network that ships, by its name. Raises EngineError where it cannot be read."""
     try:
-        return compile_model(openvino_core().read_model(str(weights_file(file))), precision, threads, size, streams)
+        return openvino_core().read_model(str(weights_file(file)))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load '{file}': {str(error).splitlines()[0]}") from error
 
 
-def compile_model(
+def compile_network(
     model: openvino.Model,
-    precision: Literal["bf16", "f32"],
+    precision: Precision | None = None,
     threads: int = 0,
     size: tuple[int, int] | None = None,
     streams: int = 1,
-) -> openvino.CompiledModel:
+) -> Compiled:
     """A network that was read, compiled for this processor; arguments as in `compile_for_cpu`.
 
     Raises:
-        RuntimeError: OpenVINO cannot do it.
+        EngineError: OpenVINO cannot do it.
     """
+    ranges = known_ranges(model) if precision is None and cpu_has_integers() else {}
+    precision = precision or ("f32" if ranges else cpu_precision())
     options: dict[str, Any] = {"NUM_STREAMS": streams, "INFERENCE_PRECISION_HINT": precision}
     # Unless told otherwise OpenVINO ties whoever calls a network to the first core, for as long as it runs: the stages
     # would wait for one core while others idle.
@@ -142,8 +171,13 @@ def compile_model(
     shapes = {port: [1, *list(port.partial_shape)[1:]] for port in model.inputs}
     if size is not None:
         shapes = {port: [1, *size, 3] for port in shapes}
-    model.reshape(shapes)
-    return openvino_core().compile_model(model, "CPU", options)
+    try:
+        use_integers(model, ranges)
+        model.reshape(shapes)
+        compiled = openvino_core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot compile a network: {str(error).splitlines()[0]}") from error
+    return Compiled(compiled, f"int8 and {precision}" if ranges else precision)
 
 
 class OpenVinoEngine(Engine):
@@ -152,18 +186,17 @@ class OpenVinoEngine(Engine):
     Args:
         network: which.
         threads: CPU threads for one face; 0 for as many as `cpu_streams` says.
-        precision: of the arithmetic; None for the fastest that the processor has.
+        precision: as of `compile_for_cpu`.
     """
 
-    def __init__(self, network: NetworkName, threads: int = 0, precision: Literal["bf16", "f32"] | None = None) -> None:
-        precision = precision or cpu_precision()
+    def __init__(self, network: NetworkName, threads: int = 0, precision: Precision | None = None) -> None:
         streams, usual = cpu_streams()
         self._use(compile_for_cpu(f"{network}.onnx", precision, threads or usual, streams=streams))
-        self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}"
 
-    def _use(self, compiled: openvino.CompiledModel) -> None:
+    def _use(self, compiled: Compiled) -> None:
         """Take a compiled network, with a request for each of its streams."""
-        self._requests = [compiled.create_infer_request() for _ in range(cpu_streams()[0])]
+        self._requests = [compiled.model.create_infer_request() for _ in range(cpu_streams()[0])]
+        self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {compiled.numbers}"
 
     def __call__(self, *inputs: U8) -> U8:
         inputs = tuple(np.ascontiguousarray(x) for x in inputs)

@@ -1,4 +1,4 @@
-"""Writes what ships: safetensors for further training, ONNX for running, in half precision or 8-bit integers."""
+"""Writes what ships: safetensors for further training, ONNX for running, both in half precision."""
 
 import logging
 import warnings
@@ -14,12 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.models.folding import fold_norms
-from unmask.models.quantise import quantise_detector
+from unmask.models.quantise import note_ranges
 from unmask.models.runtime import DetectorRuntime, Runtime, example_inputs, load_runtime
 
 U8 = npt.NDArray[np.uint8]
 
 OPSET = 18
+_FIRST = {"segmenter": 4}
+"""How many convolutions, from the picture on, are not computed in 8-bit integers, where it is not one: the first ones
+of the segmenter bear them worst, and cost next to nothing."""
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
@@ -84,7 +87,7 @@ def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def ship(
-    name: str, state: dict[str, Tensor], folder: Path, calibration: Iterable[U8] | None = None
+    name: str, state: dict[str, Tensor], folder: Path, calibration: Iterable[tuple[U8, ...]] | None = None
 ) -> tuple[Path, Path]:
     """Write NAME.safetensors and NAME.onnx into a folder.
 
@@ -92,14 +95,14 @@ def ship(
         name: a key of `unmask.models.runtime.RUNTIMES`.
         state: weights.
         folder: where to.
-        calibration: for a detector that is to run in 8-bit integers, pictures as for `quantise_detector`.
+        calibration: for a network that is to run in 8-bit integers on processors, pictures as for `note_ranges`.
 
     Returns:
         Both paths.
     """
     weights, network = folder / f"{name}.safetensors", folder / f"{name}.onnx"
     save_weights(state, weights)
-    export_onnx(load_runtime(name, weights), network, half=calibration is None)
+    export_onnx(load_runtime(name, weights), network)
     if calibration is not None:
-        quantise_detector(network, calibration)
+        note_ranges(network, calibration, _FIRST.get(name, 1))
     return weights, network

@@ -68,7 +68,7 @@ _DETECTORS: Final = {
 
 def _compile(file: str, threads: int) -> openvino.InferRequest:
     # Full precision: bfloat16 moves the mesh by up to a pixel, and these networks take under 2 ms anyway.
-    return compile_for_cpu(file, "f32", threads).create_infer_request()
+    return compile_for_cpu(file, "f32", threads).model.create_infer_request()
 
 
 def _anchor_centres(spec: _DetectorSpec) -> F32:

@@ -22,10 +22,9 @@ from unmask.models.engine import (
     EngineChoice,
     OpenVinoEngine,
     TorchEngine,
-    compile_model,
-    cpu_precision,
+    compile_network,
     cpu_streams,
-    openvino_core,
+    read_network,
     weights_file,
 )
 from unmask.models.vino import openvino
@@ -94,15 +93,11 @@ class PersonalOpenVinoEngine(OpenVinoEngine):
     """
 
     def __init__(self, person: Person, threads: int = 0) -> None:
-        precision = cpu_precision()
-        try:
-            model = openvino_core().read_model(str(weights_file("inpainter.onnx")))
-            _change(model, person)
-            streams, usual = cpu_streams()
-            self._use(compile_model(model, precision, threads or usual, streams=streams))
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot load the personal model: {str(error).splitlines()[0]}") from error
-        self.description = f"OpenVINO {openvino.__version__.split('-')[0]} on CPU, {precision}, personal"
+        model = read_network("inpainter.onnx")
+        _change(model, person)
+        streams, usual = cpu_streams()
+        self._use(compile_network(model, threads=threads or usual, streams=streams))
+        self.description += ", personal"
 
 
 def _change(model: openvino.Model, person: Person) -> None:

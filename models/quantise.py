@@ -1,63 +1,31 @@
-"""Writes a detector in 8-bit integers, which processors multiply faster than floating-point numbers."""
+"""Prepares networks for 8-bit integers, which processors multiply faster than floating-point numbers."""
 
-import logging
-import tempfile
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from unmask.models.rows import CHANNELS
+from unmask.models.engine import openvino_core
+from unmask.models.integers import KEY, measure_ranges
 
 U8 = npt.NDArray[np.uint8]
 
 
-class _Shown(CalibrationDataReader):  # type: ignore[misc]
-    """Shows a network one picture after the other, (H, W, 3) uint8 RGB."""
-
-    def __init__(self, name: str, pictures: Iterable[U8]) -> None:
-        self._name = name
-        self._pictures: Iterator[U8] = iter(pictures)
-
-    def get_next(self) -> dict[str, U8] | None:
-        picture = next(self._pictures, None)
-        return None if picture is None else {self._name: picture[None]}
-
-
-def quantise_detector(network: Path, pictures: Iterable[U8]) -> None:
-    """Make a detector's convolutions ones of 8-bit integers, in place: a scale for each of their channels, and for what
-    goes through them the range that it has on some pictures (Jacob et al. 2017, arXiv:1712.05877).
-
-    The first convolution and those that write the rows stay as they are: they are a tenth of the work, and OpenVINO
-    (2026.4) computes the first one wrongly when it is quantised.
+def note_ranges(network: Path, pictures: Iterable[tuple[U8, ...]], first: int = 1) -> None:
+    """Write into the metadata of a network, in place, within which ranges it computes: `unmask.models.integers` needs
+    no more, and the file stays one for all engines.
 
     Args:
-        network: its ONNX file in float32.
-        pictures: (H, W, 3) uint8 RGB, H and W multiples of 32, such as it will see.
+        network: its ONNX file.
+        pictures: such as it will see, an array for each of its inputs, without the batch axis.
+        first: how many convolutions, from the picture on, stay as they are.
     """
+    core = openvino_core()
+    ranges = measure_ranges(core, core.read_model(str(network)), pictures, first)
     model = onnx.load(network)
-    outputs = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 4}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    kept = [node.name for i, node in enumerate(convolutions) if i == 0 or outputs[node.input[1]] == CHANNELS]
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, network.name)
-        logging.disable(logging.WARNING)  # onnxruntime would advise on what these networks do not need
-        try:
-            quantize_static(
-                network,
-                written,
-                _Shown(model.graph.input[0].name, pictures),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=kept,
-            )
-        finally:
-            logging.disable(logging.NOTSET)
-        network.write_bytes(written.read_bytes())
-    onnx.checker.check_model(str(network), full_check=True)
+    rounded = {name: [round(x, 4) for x in limits] for name, limits in ranges.items()}
+    onnx.helper.set_model_props(model, {KEY: json.dumps(rounded, separators=(",", ":"))})
+    onnx.save(model, network)

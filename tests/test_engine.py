@@ -51,13 +51,13 @@ def test_one_face_and_several_in_turn_give_the_same_and_leave_their_inputs_alone
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["f32", "bf16", None])
 def test_openvino_agrees_with_pytorch(
-    network: NetworkName, precision: str, portrait: Portrait, references: dict[NetworkName, U8]
+    network: NetworkName, precision: engine.Precision | None, portrait: Portrait, references: dict[NetworkName, U8]
 ) -> None:
     if precision == "bf16" and engine.cpu_precision() != "bf16":
         pytest.skip("this processor does not compute in bfloat16")
-    result = OpenVinoEngine(network, precision=precision)(*inputs_for(network, portrait))  # type: ignore[arg-type]
+    result = OpenVinoEngine(network, precision=precision)(*inputs_for(network, portrait))
     assert result.shape == references[network].shape
     assert psnr(result.astype(np.float64) - references[network]) > ENGINE_PSNR_DB
 

@@ -1,7 +1,7 @@
 """Trains the detector: real scenes with labelled boxes, portraits, and drawn faces pasted at many sizes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -67,8 +67,6 @@ _LEAST_SEEN: Final = 0.35
 _MOST_ENLARGED: Final = 3.0
 _VALIDATION_GROUPS: Final = 4
 
-_CALIBRATION_PICTURES: Final = 200
-_CALIBRATION_SIZE: Final = (640, 384)
 
 _WEIGHTS: Final = {"face": 1.0, "box": 2.0, "kind": 0.3, "points": 1.0}
 """Of the losses."""
@@ -347,13 +345,6 @@ def draw_picture(data: TrackerData, size: int, rng: np.random.Generator) -> Pict
         boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
         points = (np.array([size, 0]) + points * np.array([-1, 1]))[:, _MIRRORED_POINTS]
     return Picture(rgb, boxes.astype(np.float32), picture.kinds, points.astype(np.float32))
-
-
-def calibration_pictures(data: TrackerData) -> Iterator[U8]:
-    """(384, 640, 3) uint8 RGB parts of training scenes, always the same: what `unmask.models.quantise` shows a
-    detector."""
-    for seed in range(_CALIBRATION_PICTURES):
-        yield draw_scene(data, _CALIBRATION_SIZE, np.random.default_rng(seed)).rgb
 
 
 def assign(picture: Picture, centres: F32, sides: npt.NDArray[np.int64]) -> tuple[F32, I64]:

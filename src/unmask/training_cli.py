@@ -11,10 +11,6 @@ from unmask.errors import UnmaskError, UserError
 from unmask.progress import counting, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
     from unmask.train.config import Recipe
@@ -30,7 +26,7 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 def _need_training_packages() -> None:
     missing = [
         name
-        for name in ("torch", "safetensors", "onnx", "onnxruntime", "onnxscript", "mlflow", "kornia", "optuna")
+        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
@@ -380,7 +376,8 @@ def export(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Detector: in 8-bit integers, for pictures like those that `unmask data tracker` wrote."
+            metavar="DIR",
+            help="For 8-bit integers on processors: crops (segmenter, inpainter), or what `unmask data tracker` wrote.",
         ),
     ] = None,
 ) -> None:
@@ -391,23 +388,16 @@ def export(
     _need_training_packages()
     from unmask.models.export import mean_of, ship
     from unmask.models.runtime import RUNTIMES
+    from unmask.train.calibration import calibration_pictures
 
     if network not in RUNTIMES:
         raise UserError(f"unknown network '{network}': use {', '.join(RUNTIMES)}")
     if not output.is_dir():
         raise UserError(f"'{output}' is not a folder")
-    if calibrate is not None and network != "detector":
-        raise UserError(f"--calibrate: only the detector runs in 8-bit integers; leave it out for the {network}")
+    pictures = None if calibrate is None else calibration_pictures(network, calibrate)
     state = mean_of([_averaged_weights(network, checkpoint) for checkpoint in checkpoints])
-    for path in ship(network, state, output, None if calibrate is None else _calibration(calibrate)):
+    for path in ship(network, state, output, pictures):
         print(path)
-
-
-def _calibration(folder: Path) -> "Iterator[npt.NDArray[np.uint8]]":
-    from unmask.train.detector import calibration_pictures
-    from unmask.train.tracker_data import TrackerData
-
-    return calibration_pictures(TrackerData.open(folder))
 
 
 def _averaged_weights(network: str, checkpoint: Path) -> "dict[str, Tensor]":
