@@ -94,9 +94,8 @@ def test_calibrated_anew_a_network_stays_true(
     assert set(ranges) == set(shipped)
     assert np.median([ranges[name][1] / shipped[name][1] for name in ranges]) == pytest.approx(1.0, abs=0.5)
     again = measure_ranges(openvino_core(), openvino_core().read_model(written), pictures)
-    assert {name: pytest.approx(limits, abs=1e-3) for name, limits in again.items()} == {
-        name: tuple(limits) for name, limits in ranges.items()
-    }
+    for name, limits in ranges.items():
+        assert again[name] == pytest.approx(limits, abs=1e-3)
 
 
 def test_calibration_shows_the_same_pictures_each_time(tmp_path: Path) -> None:
