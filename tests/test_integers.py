@@ -111,6 +111,12 @@ def test_calibration_shows_the_same_pictures_each_time(tmp_path: Path) -> None:
         calibration_pictures("landmarker", tmp_path)
 
 
+@pytest.mark.parametrize("network", ["inpainter", "segmenter", "detector"])
+def test_a_folder_that_holds_no_pictures_is_said_before_anything_is_written(network: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        calibration_pictures(network, tmp_path / "nothing")
+
+
 def test_zero_stays_zero_and_the_rest_strays_by_half_a_level() -> None:
     """What surrounds a picture is 0: were it another number, every border would show."""
     torch.manual_seed(0)

@@ -38,23 +38,24 @@ def calibration_pictures(network: str, folder: Path) -> Pictures:
     return _MAKERS[network](folder)
 
 
+# The folders are opened before anything is drawn, and so before anything is written.
+
+
 def _scenes(folder: Path) -> Pictures:
     data = TrackerData.open(folder)
-    for seed in range(_SCENES):
-        yield (detector.draw_scene(data, _SCENE_SIZE, np.random.default_rng(seed)).rgb,)
+    return ((detector.draw_scene(data, _SCENE_SIZE, np.random.default_rng(seed)).rgb,) for seed in range(_SCENES))
 
 
 def _hidden_faces(folder: Path) -> Pictures:
     faces = FaceCrops.open(folder)
-    for draw in _training_faces(faces):
-        batch = inpainter.make_training_batch(faces, [draw], CROP_SIZE)
-        yield _bytes(batch.seen)[0], _bytes(batch.mask)[0, ..., 0]
+    batches = (inpainter.make_training_batch(faces, [draw], CROP_SIZE) for draw in _training_faces(faces))
+    return ((_bytes(batch.seen)[0], _bytes(batch.mask)[0, ..., 0]) for batch in batches)
 
 
 def _masked_faces(folder: Path) -> Pictures:
-    faces = FaceCrops.open(folder)
-    for draw in _training_faces(faces):
-        yield (_bytes(segmenter.make_batch(segmenter.Sources(faces), [draw], CROP_SIZE).rgb)[0],)
+    sources = segmenter.Sources(FaceCrops.open(folder))
+    batches = (segmenter.make_batch(sources, [draw], CROP_SIZE) for draw in _training_faces(sources.faces))
+    return ((_bytes(batch.rgb)[0],) for batch in batches)
 
 
 def _training_faces(faces: FaceCrops) -> list[Draw]:

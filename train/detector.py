@@ -67,7 +67,6 @@ _LEAST_SEEN: Final = 0.35
 _MOST_ENLARGED: Final = 3.0
 _VALIDATION_GROUPS: Final = 4
 
-
 _WEIGHTS: Final = {"face": 1.0, "box": 2.0, "kind": 0.3, "points": 1.0}
 """Of the losses."""
 
