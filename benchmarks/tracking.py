@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from unmask.models.geometry import ANCHOR_POINTS, CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector
-from unmask.models.rows import overlap
+from unmask.models.rows import BARE, overlap
 from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
@@ -53,7 +53,6 @@ from unmask.train.data import FaceCrops, augment, read_rgb
 from unmask.train.detector import Picture, paste_faces
 from unmask.train.materials import load_templates
 from unmask.train.tracker_data import (
-    BARE,
     DrawnFace,
     TrackerData,
     draw_face,

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 KINDS: Final = ("masked", "worn wrongly", "bare")
 """How a face wears a mask."""
+MASKED, WRONGLY, BARE = range(len(KINDS))
 
 POINTS: Final = 5
 """The detector's points: right eye, left eye, tip of the nose, right and left corner of the mouth, as the person has

@@ -90,6 +90,7 @@ class Sighting(NamedTuple):
         agreement: the same of a face that was there a moment ago, 0..1; in profile far higher.
         again_px: where `Finder.follow` would place the points from there, if that is known.
         box_px: what a detector that knows masks takes for the face, x0, y0, x1, y1, if it was asked and saw one.
+        wears: how likely that detector thinks that the face wears a mask, well or not, 0..1; None like `box_px`.
     """
 
     landmarks_px: F32
@@ -97,6 +98,7 @@ class Sighting(NamedTuple):
     agreement: float
     again_px: F32 | None = None
     box_px: Box | None = None
+    wears: float | None = None
 
 
 class Finder(ABC):

@@ -26,6 +26,8 @@ _APPEARANCE_MEMORY: Final = np.float32(0.3)
 
 _FRAMING_MEMORY: Final = 0.3
 """Share of the newest close look in how much of the head the box of a face takes in."""
+_WEARS_MEMORY: Final = 0.5
+"""The same for whether the face wears a mask."""
 
 _BOX_SHARE: Final = 0.5
 """Weight of a detector's box in that of a face, where the points have the rest: either may be off."""
@@ -68,6 +70,8 @@ class FaceTrack:
         unsure: the last close look, where a wider search is to follow in a later frame.
         trusted: True once it has proved to be a face. Until then it is not given, and a miss ends it.
         proofs: close looks that found it.
+        wears: how likely the face wears a mask, by what the detector said in the last close looks, 0..1; None where it
+            does not know.
         found_in_a_row: how many of the last ones did, without a miss or a jump.
         size_px: usual size of the face. In profile the mesh is prone to shrink.
         fresh: True until the face has been given once since it was found, or found again elsewhere.
@@ -108,6 +112,7 @@ class FaceTrack:
         self._lean()
         self._framing = np.zeros(4)
         self._frame(sighting, 1.0)
+        self.wears = sighting.wears
         self._pose, self._step = self.crop, np.zeros(2)
         self._filtered_points = OneEuro(_POINT_FILTER, self.raw_px.astype(np.float64), seconds)
         self._filtered_crop = OneEuro(_CROP_FILTER, _vector(self.crop), seconds)
@@ -127,6 +132,9 @@ class FaceTrack:
         """Note that a close look has found the face."""
         score = sighting.score
         self._frame(sighting, _FRAMING_MEMORY)
+        if sighting.wears is not None:
+            before = sighting.wears if self.wears is None else self.wears
+            self.wears = before + _WEARS_MEMORY * (sighting.wears - before)
         self.score, self.misses, self.quiet = score, 0, True
         self.proofs += 1
         self.found_in_a_row += 1

@@ -132,6 +132,12 @@ FACE_BYTES: Final = 2 * (CROP_BYTES + MASK_BYTES)
 _PICTURE_ENDS: Final = (CROP_BYTES, CROP_BYTES + MASK_BYTES, CROP_BYTES + 2 * MASK_BYTES)
 
 
+_LOOKS_MASKED: Final = 0.93
+"""The detector gives nineteen of twenty faces with masks 0.95 and more, and the likeliest of 250 bare ones 0.9."""
+_LOOKS_A_FACE: Final = 0.6
+"""Bags and denim sometimes look like masked faces, and less like faces."""
+
+
 class FacePictures(NamedTuple):
     """The canonical-crop pictures of one face, views into the frame's slot. S is `CROP_SIZE`.
 
@@ -166,6 +172,7 @@ class Face:
         pictures: the crop, mask, hidden and painted pictures in the frame's slot.
         still: True where the crop of the frame before has been moved along with the face, which looks in it as it did:
             what was found and painted there still holds.
+        wears: how likely the tracker thinks that the face wears a mask, 0..1; None where it does not know.
     """
 
     track_id: int
@@ -178,6 +185,12 @@ class Face:
     mask_score: float = 0.0
     masked: bool = False
     still: bool = False
+    wears: float | None = None
+
+    @property
+    def looks_masked(self) -> bool:
+        """Whether the tracker, which has looked at the whole head, is to be believed that it is one with a mask."""
+        return self.wears is not None and self.wears >= _LOOKS_MASKED and self.score >= _LOOKS_A_FACE
 
 
 @dataclass(slots=True)

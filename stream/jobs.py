@@ -66,6 +66,7 @@ class VideoDone:
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         as_seen: of these, how many are for the most part what was seen of the face without its mask.
+        masks_left: how many faces seem to wear a mask that was not found, and are as they were filmed.
         seconds: how long it took, the first of two passes included.
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
@@ -87,6 +88,7 @@ class VideoDone:
     faces: int
     masks_removed: int
     as_seen: int
+    masks_left: int
     seconds: float
     open_seconds: float
     fps: float
@@ -104,7 +106,8 @@ class VideoDone:
         late = self.details.get("inpaint", {}).get("too_late", 0)
         return (
             f"{self.input} -> {self.output}: {self.frames} frames at {self.fps:.1f} fps, "
-            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}, "
+            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}"
+            f"{told_left(self.masks_left)}, "
             f"{self.encoder}, {self.engine}"
             + (f"; {late} on faces that are bare later: --look-ahead shows those as they are then" if late else "")
         )
@@ -118,11 +121,13 @@ class FaceFound:
         box_px: (x0, y0, x1, y1) in px of the upright picture.
         mask_score: how sure the segmenter is that it wears a mask, 0..1.
         unmasked: True where it was painted.
+        looks_masked: True where the tracker is sure that it wears one.
     """
 
     box_px: tuple[float, float, float, float]
     mask_score: float
     unmasked: bool
+    looks_masked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ class PictureDone:
         width, height: size of the upright picture in px.
         faces: those found, the largest first.
         masks_removed: how many of them were painted.
+        masks_left: how many seem to wear a mask that was not found, and are as they were.
         seconds: how long it took.
         notices: what the input holds and the output does not.
     """
@@ -148,20 +154,25 @@ class PictureDone:
     height: int
     faces: tuple[FaceFound, ...]
     masks_removed: int
+    masks_left: int
     seconds: float
     notices: tuple[str, ...]
 
     def summary(self) -> str:
         """One line for the user."""
         line = f"{self.input} -> {self.output}: {_count(len(self.faces), 'face')}, "
-        return (
-            line + f"{_count(self.masks_removed, 'mask')} removed" + "".join(f"; {notice}" for notice in self.notices)
-        )
+        line += f"{_count(self.masks_removed, 'mask')} removed{told_left(self.masks_left)}"
+        return line + "".join(f"; {notice}" for notice in self.notices)
 
 
 def told_memory(as_seen: int) -> str:
     """What is said of masks that were replaced by the face as it was seen."""
     return f" ({as_seen} as the face was seen)" if as_seen else ""
+
+
+def told_left(masks_left: int) -> str:
+    """What is said of masks that stay."""
+    return f", {masks_left} left (no mask found on what seems to wear one)" if masks_left else ""
 
 
 def _count(number: int, noun: str) -> str:
@@ -286,6 +297,7 @@ def _video_done(
         faces=summaries["track"]["tracks"],
         masks_removed=summaries.get("segment", {}).get("masks_removed", 0),
         as_seen=summaries.get("inpaint", {}).get("as_seen", 0),
+        masks_left=summaries.get("segment", {}).get("masks_left", 0),
         seconds=round(seconds, 3),
         open_seconds=round(result.open_seconds, 3),
         fps=round(result.frames / seconds, 2),
@@ -442,6 +454,7 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
             box_px=_rounded(face.box_px),
             mask_score=round(float(face.mask_score), 4),
             unmasked=face.masked,
+            looks_masked=face.looks_masked,
         )
         for face in frame.faces
     ]
@@ -454,6 +467,7 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
         height=frame.layout.height,
         faces=tuple(found),
         masks_removed=sum(face.unmasked for face in found),
+        masks_left=sum(face.looks_masked and not face.unmasked for face in found),
         seconds=round(seconds, 3),
         notices=notices,
     )

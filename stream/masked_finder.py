@@ -10,7 +10,7 @@ import numpy as np
 
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, upright_roi
-from unmask.models.rows import LANDMARKER_SIZE, five_points_of
+from unmask.models.rows import BARE, LANDMARKER_SIZE, five_points_of
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
     MESH_SHARE,
@@ -119,7 +119,8 @@ class MaskedFinder(Finder):
 
     def look(self, frame: Frame, landmarks_px: F32) -> Sighting:
         evidence, again_px, seen = self._looked(frame, landmarks_px)
-        return judge(landmarks_px, evidence)._replace(again_px=again_px, box_px=seen.box_px if seen else None)
+        sighting = judge(landmarks_px, evidence)._replace(again_px=again_px)
+        return sighting._replace(box_px=seen.box_px, wears=1.0 - seen.kinds[BARE]) if seen else sighting
 
     def evidence(self, frame: Frame, landmarks_px: F32) -> F64:
         """What detector and landmarker say about points in a close-up, the inputs of `_FACE`: (7,) float64."""

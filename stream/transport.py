@@ -49,6 +49,7 @@ class FaceHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     mask_score: float
     masked: bool
     still: bool
+    wears: float | None
 
 
 class FrameHeader(Message, frozen=True):
@@ -249,6 +250,7 @@ def _face_header(face: Face, pictures_start: int, max_faces: int) -> FaceHeader:
         mask_score=float(face.mask_score),
         masked=bool(face.masked),
         still=bool(face.still),
+        wears=None if face.wears is None else float(face.wears),
     )
 
 
@@ -264,6 +266,7 @@ def _face(header: FaceHeader, frame: Frame) -> Face:
         mask_score=header.mask_score,
         masked=header.masked,
         still=header.still,
+        wears=header.wears,
     )
 
 

@@ -88,6 +88,39 @@ def test_a_mask_that_passes_before_what_may_be_no_face_is_left(
     assert frame.faces[0].masked == painted
 
 
+@pytest.mark.parametrize("rows", [(110, 220), (205, 250)], ids=["over the mouth", "below it"])
+@pytest.mark.parametrize(
+    ("wears", "score", "likely", "painted"),
+    [
+        (None, 0.7, 0.8, False),
+        (0.98, 0.7, 0.8, True),
+        (0.98, 0.7, 0.6, False),
+        (0.98, 0.5, 0.8, False),
+        (0.8, 0.7, 0.8, False),
+    ],
+)
+def test_the_tracker_says_of_what_is_in_doubt_whether_it_is_a_masked_face(
+    portrait: Portrait,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: tuple[int, int],
+    wears: float | None,
+    score: float,
+    likely: float,
+    painted: bool,
+) -> None:
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+    found[0, rows[0] : rows[1], 70:186] = round(255 * likely)
+    monkeypatch.setattr(stage, "_engine", lambda crops: np.repeat(found, len(crops), axis=0))
+    frame = portrait.frame(masked=True)
+    frame.faces[0].wears, frame.faces[0].score = wears, score
+    (frame,) = stage.process(frame)
+    assert frame.faces[0].masked == painted
+    left = wears == 0.98 and score == 0.7 and not painted
+    assert (stage._masks_left, stage._faces_unmasked) == (left, painted)
+
+
 class Counted(Engine):
     """An engine that counts the crops it is given."""
 

@@ -99,7 +99,24 @@ def test_only_the_mask_changes_and_the_picture_says_so(
     assert (after[SQUARE] == RED[::-1]).all()
     assert b"Face regions in this picture are synthetic" in job.target.read_bytes()
     assert (done.width, done.height, done.masks_removed, done.mask) == (200, 120, 1, str(mask))
-    assert done.faces == (FaceFound((1.0, 2.0, 100.0, 90.0), 0.75, unmasked=True),)
+    assert done.faces == (FaceFound((1.0, 2.0, 100.0, 90.0), 0.75, unmasked=True, looks_masked=False),)
+    assert " left" not in done.summary()
+
+
+def test_a_mask_that_is_not_found_is_told(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FindFaceOnly(FindNothing):
+        def process(self, frame: Frame) -> Iterable[Frame]:
+            points, box = np.zeros((468, 3), np.float32), (1.0, 2.0, 100.0, 90.0)
+            frame.faces = [Face(1, box, 0.9, points, np.eye(2, 3), True, frame.face_pictures(0), wears=0.97)]
+            return (frame,)
+
+    use(monkeypatch, FindFaceOnly)
+    job = Job(picture, tmp_path / "b.png")
+    with PictureDesk(Settings()) as desk:
+        done = desk.unmask(job)
+    assert job.target.read_bytes() == picture.read_bytes()
+    assert (done.masks_removed, done.masks_left, done.faces[0].looks_masked) == (0, 1, True)
+    assert "1 face, 0 masks removed, 1 left (" in done.summary()
 
 
 def test_picture_without_a_mask_is_the_same_file(

@@ -20,7 +20,7 @@ from unmask.models.engine import WEIGHTS_VARIABLE, compile_network, read_network
 from unmask.models.export import ship
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
-from unmask.models.rows import KINDS, LANDMARKER_SIZE, LANDMARKS, STRIDES, cell_centres, overlap
+from unmask.models.rows import BARE, KINDS, LANDMARKER_SIZE, LANDMARKS, MASKED, STRIDES, cell_centres, overlap
 from unmask.models.runtime import load_runtime
 from unmask.train import detector, landmarker
 from unmask.train.campaign import preview_sheet
@@ -30,8 +30,6 @@ from unmask.train.evaluate_run import evaluate_run
 from unmask.train.materials import load_templates
 from unmask.train.registry import trainer_of
 from unmask.train.tracker_data import (
-    BARE,
-    MASKED,
     NOTHING,
     UNKNOWN,
     TrackerData,

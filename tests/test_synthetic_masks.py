@@ -1,5 +1,6 @@
 """Synthetic masks: they sit where masks sit, look like their material, and come again from the same seed."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from faces import Portrait
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.train.data import Sample
+from unmask.train.fabrics import load_fabrics, printed
 from unmask.train.glasses import wear_glasses
 from unmask.train.inpainter import turned_face
 from unmask.train.masks import (
@@ -127,6 +129,40 @@ def test_degrading_and_cutting_off_keep_shape_and_range(face: F32, portrait: Por
     cut = cut_off(Masked(face, portrait.coverage), rng)
     assert cut.rgb.shape == face.shape
     np.testing.assert_array_equal(cut.rgb[0], cut.rgb[1])
+
+
+def print_in(face: F32, points: F32, fabrics: Sequence[F32], seed: int) -> tuple[F32, npt.NDArray[np.bool_]]:
+    masked = draw_mask(face, points, np.random.default_rng(seed), printed(fabrics), Outline())
+    return masked.rgb, masked.coverage > 0.9
+
+
+def test_prints_are_of_all_kinds_and_colours(face: F32, portrait: Portrait) -> None:
+    made = [print_in(face, portrait.landmarks, (), seed) for seed in range(24)]
+    again, _ = print_in(face, portrait.landmarks, (), 3)
+    np.testing.assert_array_equal(made[3][0], again)
+    assert all(rgb.min() >= 0 and rgb.max() <= 1 for rgb, _ in made)
+    busy = [float(np.abs(np.diff(rgb, axis=1))[inside[:, 1:]].mean()) for rgb, inside in made]
+    assert max(busy) > 5 * min(busy), "plain ones and prints"
+    colours = np.array([rgb[inside].mean(axis=0) for rgb, inside in made])
+    assert colours.std(axis=0).min() > 0.1
+
+
+def test_pictures_of_fabrics_are_worn(tmp_path: Path, face: F32, portrait: Portrait) -> None:
+    assert load_fabrics(tmp_path) == []
+    (tmp_path / "textures" / "check").mkdir(parents=True)
+    stripes = np.zeros((300, 200, 3), np.uint8)
+    stripes[::2] = (0, 255, 0)
+    cv2.imwrite(str(tmp_path / "textures" / "check" / "green.png"), stripes)
+    (fabric,) = load_fabrics(tmp_path)
+    assert fabric.shape == (256, 256, 3)
+    assert 0.3 < fabric[..., 1].mean() < 0.7
+    assert fabric[..., (0, 2)].max() == 0
+    green = 0
+    for seed in range(12):
+        rgb, inside = print_in(face, portrait.landmarks, [fabric], seed)
+        red, other, blue = rgb[inside].mean(axis=0)
+        green += bool(other > 5 * max(red, blue))
+    assert 2 <= green <= 9, "half of the prints are pictures, half of these in their own colours"
 
 
 @pytest.mark.shared

@@ -16,6 +16,7 @@ from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import Detection, FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import Sighting, box_size, moved, points_box
+from unmask.stream.face_track import FaceTrack
 from unmask.stream.frame import Face, Frame, Layout
 from unmask.stream.masked_finder import MaskedFinder
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
@@ -134,6 +135,27 @@ def test_a_detection_goes_through_a_turn() -> None:
     half = np.sqrt(0.5)
     eighth = moved(upright, np.array([[half, -half, 0], [half, half, 0]]))
     assert np.ptp(np.reshape(eighth.box_px, (2, 2)), axis=0) == pytest.approx((50, 50))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tracker_knows_who_wears_a_mask(portrait: Portrait, masked: bool) -> None:
+    camera = Camera()
+    for _ in range(3):
+        (face,) = camera.show(picture(portrait.masked if masked else portrait.bare, placed(320, 230, 0.8)))
+        assert face.wears is not None
+        assert face.looks_masked == masked
+        assert masked or face.wears < 0.5
+
+
+def test_whether_a_mask_is_worn_is_a_mean_of_the_last_looks(portrait: Portrait) -> None:
+    def sighting(wears: float | None) -> Sighting:
+        return Sighting(portrait.landmarks, 1.0, 1.0, wears=wears)
+
+    track = FaceTrack(0, sighting(None), 0.0, True, np.ones(1, np.float32))
+    assert track.wears is None
+    for seen, expected in ((0.8, 0.8), (0.0, 0.4), (None, 0.4), (1.0, 0.7)):
+        track.confirm(sighting(seen))
+        assert track.wears == pytest.approx(expected)
 
 
 def test_the_box_of_a_face_lies_between_its_points_and_the_detector(portrait: Portrait) -> None:

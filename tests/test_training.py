@@ -40,6 +40,7 @@ from unmask.train.evaluate import (
 )
 from unmask.train.glasses import Glasses, wear_glasses
 from unmask.train.loop import check_finite, learning_rate, schedule
+from unmask.train.more_masks import MoreMasksTrainer, with_borders_of
 from unmask.train.objectives import random_windows, windows
 from unmask.train.pseudo import PseudoLabels, loops_of
 from unmask.train.registry import trainer_of
@@ -181,6 +182,41 @@ def test_segmenter_trains_on_real_faces_too(crops: Path, labels: Path, tmp_path:
     real = msgspec.structs.replace(recipe("segmenter", crops, tmp_path), real=str(labels))
     trainer_of(real).fit()
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
+def test_borders_are_the_teachers_where_it_sees_the_same_mask() -> None:
+    label, seen = torch.zeros(2, 3, 1, 256, 256)
+    label[:2, :, 100:200, 100:200] = 1
+    seen[0, :, 102:202, 100:200] = 0.7  # nearly the same
+    seen[1, :, 150:200, 100:200] = 0.7  # half of it
+    seen[2, :, 10:40, 10:40] = 0.7  # where there is none
+    wanted = label.clone()
+    wanted[0, :, 96:106, 110:190] = seen[0, :, 96:106, 110:190]
+    nowhere = torch.zeros_like(label)
+    found, known = with_borders_of(seen, label, nowhere)
+    assert known[0, :, 96:104, 110:190].all()
+    assert not known[1:].any()
+    assert not known[0, :, 106:194, 106:194].any()
+    torch.testing.assert_close(found[1:], label[1:])
+    torch.testing.assert_close(found[0, :, :104, 110:190], wanted[0, :, :104, 110:190])
+    assert (found[0, :, 196:204, 110:190] == seen[0, :, 196:204, 110:190]).all()
+    assert (found[0, :, 106:194, 106:194] == 1).all(), "within it the label counts"
+    assert not found[0, :, :95].any()
+
+
+def test_more_masks_are_learnt_and_ear_loops_and_statistics_stay(crops: Path, labels: Path, tmp_path: Path) -> None:
+    shipped = str(weights_file("segmenter.safetensors"))
+    plan = msgspec.structs.replace(recipe("more-masks", crops, tmp_path), real=str(labels), ema=0.0)
+    with pytest.raises(UserError, match="teacher=FILE"):
+        trainer_of(plan)
+    trainer = trainer_of(msgspec.structs.replace(plan, start=shipped, teacher=shipped))
+    trainer.fit()
+    before, after = load_file(shipped), trainer.averaged().state_dict()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert {"head.weight", "deep.0.conv1.weight"} & changed
+    assert not any("running" in name or name.startswith("loops.") for name in changed)
+    assert isinstance(trainer, MoreMasksTrainer)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.state_dict().items())
 
 
 def test_loops_are_what_is_narrow_of_a_label() -> None:

@@ -54,7 +54,7 @@ def make_frame(pool: SlotPool, places: list[int], seed: int = 0, **changes: Any)
         box = tuple(noise.normal(size=4))
         pictures = frame.face_pictures(place)
         frame.faces.append(
-            Face(10 + place, box, noise.random(), landmarks, matrix, place == 1, pictures, 0.25, True, place == 0)
+            Face(10 + place, box, noise.random(), landmarks, matrix, place == 1, pictures, 0.25, True, place == 0, 0.75)
         )
     return frame
 
@@ -65,7 +65,7 @@ def assert_same(left: Frame, right: Frame) -> None:
     assert np.shares_memory(left.buffer, right.buffer)
     assert len(left.faces) == len(right.faces)
     for one, other in zip(left.faces, right.faces, strict=True):
-        for name in ("track_id", "box_px", "score", "reset", "mask_score", "masked"):
+        for name in ("track_id", "box_px", "score", "reset", "mask_score", "masked", "still", "wears"):
             assert getattr(one, name) == getattr(other, name)
         for array, twin in ((one.landmarks_px, other.landmarks_px), (one.crop_from_frame, other.crop_from_frame)):
             assert (array.dtype, array.tobytes()) == (twin.dtype, twin.tobytes())

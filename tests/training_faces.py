@@ -8,18 +8,20 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.rows import KINDS
 from unmask.train.config import Recipe, Split, load_recipe
 from unmask.train.listings import parts_of
+from unmask.train.registry import build
 from unmask.train.tracker_data import FACE_SIZE, box_of
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features", "inpainter-outlines"),
     "inpainter-seam",
-    *("segmenter", "segmenter-real", "ear-loops"),
+    *("segmenter", "segmenter-real", "more-masks", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
 )
@@ -32,6 +34,7 @@ SMALL = {
     "inpainter-seam": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
+    "more-masks": ["sizes={width: 4, loops: 4}", "start="],
     "ear-loops": ["sizes={width: 4, loops: 4}", "start=", "losses={bce: 1000}"],
     "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
     "gated": ["sizes.width=4"],
@@ -235,7 +238,12 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         general.append(f"identity_weights={folder}/dlib.dat")
     if full.encoder:
         general.append(f"encoder={folder}/resnet18.pth")
+    if full.teacher:
+        general.append(f"teacher={folder}/teacher.safetensors")
     sizes = [f"{phase}.steps=20", f"{phase}.size=64", f"{phase}.batch=2", f"{phase}.window=16", f"{phase}.lr=1e-3"]
     own = [f"{phase}{o.removeprefix('last')}" if o.startswith("last.") else o for o in (*SMALL[name], *overrides)]
     recipe = load_recipe(name, [*general, *sizes, *own])
+    if full.teacher:
+        torch.manual_seed(0)
+        save_file(build(recipe).state_dict(), folder / "teacher.safetensors")
     return msgspec.structs.replace(recipe, phases=recipe.phases[-1:])

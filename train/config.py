@@ -176,6 +176,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         efficientnet_weights: file with an EfficientNet-Lite, for losses with its maps; see `train.efficientnet`.
         identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
         start: weights to start from, safetensors of the whole network; empty for random ones.
+        teacher: of more-masks: weights of a segmenter, safetensors, whose borders of masks are kept.
         encoder: what the encoder starts from. segmenter-imagenet: a file with torchvision's state dict of a ResNet-18,
             or "imagenet" to download it from where torchvision does; landmarker: a detector's safetensors.
         seed: of weights and data.
@@ -210,6 +211,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     efficientnet_weights: str = ""
     identity_weights: str = ""
     start: str = ""
+    teacher: str = ""
     encoder: str = ""
     seed: int = 0
     ema: float = 0.999

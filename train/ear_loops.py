@@ -21,6 +21,16 @@ _WEIGHT = 5.0
 """How much pixels of ear loops count: they are few, and without that none are found."""
 
 
+def body_of(label: Tensor) -> Tensor:
+    """(N, 1, S, S) 0/1: what of a mask (N, 1, S, S) 0/1 is not narrow."""
+    side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
+
+    def grown(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, side, 1, side // 2)
+
+    return grown(-grown(-label))
+
+
 def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """What of a mask is ear loop: where it is narrow.
 
@@ -32,12 +42,7 @@ def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Ten
     Returns:
         (N, 1, S, S) each: 1 where loop is; and how much that counts: not on the mask, where either will do.
     """
-    side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
-
-    def grown(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, side, 1, side // 2)
-
-    body = grown(-grown(-label))
+    body = body_of(label)
     loops = label - body
     elsewhere = 1.0 - torch.maximum(body, (mask > 0.5).float())
     return loops, known * elsewhere * (1.0 + (_WEIGHT - 1.0) * loops)

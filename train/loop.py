@@ -265,13 +265,13 @@ def stopped_between_steps() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def load_start(model: nn.Module, path: Path) -> None:
-    """Load the weights that a recipe starts from. Raises UserError where they are not of this model."""
+def load_start(model: nn.Module, path: Path, key: str = "start") -> None:
+    """Load the weights that a recipe names under `key`. Raises UserError where they are not of this model."""
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"start: '{path}' holds no weights of this model: {reason}") from error
+        raise UserError(f"{key}: '{path}' holds no weights of this model: {reason}") from error
 
 
 def load_encoder(model: nn.Module, path: Path) -> None:

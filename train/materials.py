@@ -57,15 +57,21 @@ class Masked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sheet:
-    """Coordinates on the mask: u across the face (-1..1 from ear to ear), v down (0 nose, 1 chin), each (H, W)."""
+class Sheet:
+    """Coordinates on the mask.
+
+    Attributes:
+        u: (H, W) float32 across the face, -1..1 from ear to ear.
+        v: (H, W) float32 down, 0 at the nose's root, 1 at the chin.
+        eye: distance of the outer corners of the eyes in px.
+    """
 
     u: F32
     v: F32
     eye: float
 
 
-def _sheet(landmarks: F32, size: tuple[int, int]) -> _Sheet:
+def _sheet(landmarks: F32, size: tuple[int, int]) -> Sheet:
     p = landmarks[:, :2]
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     across = p[454] - p[234]
@@ -75,10 +81,10 @@ def _sheet(landmarks: F32, size: tuple[int, int]) -> _Sheet:
     middle = float((frame @ (p[1] - p[6]))[0])  # on a turned head the middle of the mask is where the nose is
     u = frame[0, 0] * dx + frame[0, 1] * dy
     v = frame[1, 0] * dx + frame[1, 1] * dy
-    return _Sheet(u - middle * np.clip(1 - np.abs(u), 0, 1), v, float(np.linalg.norm(p[33] - p[263])) + 1e-6)
+    return Sheet(u - middle * np.clip(1 - np.abs(u), 0, 1), v, float(np.linalg.norm(p[33] - p[263])) + 1e-6)
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int], cells: float) -> F32:
+def noise(rng: np.random.Generator, size: tuple[int, int], cells: float) -> F32:
     """Smooth noise of zero mean and unit deviation with about `cells` bumps across the picture."""
     count = max(2, round(cells))
     coarse = rng.normal(size=(count + 1, count + 1)).astype(np.float32)
@@ -89,7 +95,7 @@ def _plain(colour: npt.ArrayLike, size: tuple[int, int]) -> F32:
     return np.broadcast_to(np.asarray(colour, np.float32), (*size, 3)).copy()
 
 
-def surgical(sheet: _Sheet, rng: np.random.Generator) -> F32:
+def surgical(sheet: Sheet, rng: np.random.Generator) -> F32:
     """Three or four pleats that bow with the face, a nose wire, a seam at the top."""
     colour = np.array(_SURGICAL[rng.integers(len(_SURGICAL))]) + rng.normal(0, 0.06, 3)
     bow = sheet.v - rng.uniform(0.05, 0.25) * sheet.u**2
@@ -102,7 +108,7 @@ def surgical(sheet: _Sheet, rng: np.random.Generator) -> F32:
     return np.asarray(_plain(colour, shade.shape) * shade[..., None], np.float32)
 
 
-def respirator(sheet: _Sheet, rng: np.random.Generator) -> F32:
+def respirator(sheet: Sheet, rng: np.random.Generator) -> F32:
     """A stiff cup (N95, FFP2): a ridge down the middle or across, sometimes a valve and printed lines."""
     colour = np.array(_N95[rng.integers(len(_N95))]) + rng.normal(0, 0.03, 3)
     ridge = sheet.u if rng.random() < 0.6 else sheet.v - rng.uniform(0.4, 0.7)
@@ -117,11 +123,11 @@ def respirator(sheet: _Sheet, rng: np.random.Generator) -> F32:
         picture += disc[..., None] * (valve - picture)
     if rng.random() < 0.3:
         line = (np.abs(sheet.u - rng.uniform(-0.3, 0.3)) < 0.2) & (np.abs(sheet.v - rng.uniform(0.4, 0.8)) < 0.04)
-        picture -= line[..., None] * 0.3 * (_noise(rng, shade.shape, 60)[..., None] > 0)
+        picture -= line[..., None] * 0.3 * (noise(rng, shade.shape, 60)[..., None] > 0)
     return np.asarray(picture, np.float32)
 
 
-def cloth(sheet: _Sheet, rng: np.random.Generator) -> F32:
+def cloth(sheet: Sheet, rng: np.random.Generator) -> F32:
     """Any colour, plain, in halves, stripes, checks, dots or blotches, with a seam down the middle or soft folds."""
     size = sheet.u.shape
     if rng.random() < 0.45:
@@ -141,11 +147,24 @@ def cloth(sheet: _Sheet, rng: np.random.Generator) -> F32:
         "stripes": a > rng.uniform(-0.5, 0.5),
         "checks": 0.5 * (a > 0) + 0.5 * (b > 0),
         "dots": (a * b) > rng.uniform(0.5, 0.8),
-        "blotches": _noise(rng, size, rng.uniform(6, 30)) > rng.uniform(-0.5, 1),
+        "blotches": noise(rng, size, rng.uniform(6, 30)) > rng.uniform(-0.5, 1),
     }[str(kind)]
     picture = colours[0] + np.asarray(level, np.float32)[..., None] * (colours[1] - colours[0])
-    shade = 1 + rng.uniform(0, 0.06) * _noise(rng, size, rng.uniform(3, 10))
+    shade = 1 + rng.uniform(0, 0.06) * noise(rng, size, rng.uniform(3, 10))
     if rng.random() < 0.5:
+        shade -= rng.uniform(0, 0.25) * np.exp(-((sheet.u / 0.02) ** 2))
+        shade += rng.normal(0, 0.06) * np.sign(sheet.u)
+    return np.asarray(picture * shade[..., None], np.float32)
+
+
+def seamed(picture: F32, sheet: Sheet, rng: np.random.Generator) -> F32:
+    """(H, W, 3) in and out: soft folds, and the pleats or the seam that a mask is sewn with."""
+    shade = 1 + rng.uniform(0, 0.08) * noise(rng, sheet.u.shape, rng.uniform(3, 10))
+    if rng.random() < 0.4:
+        bow = sheet.v - rng.uniform(0.05, 0.25) * sheet.u**2
+        fold = (bow * rng.uniform(2, 5) + rng.uniform(0, 1)) % 1.0
+        shade -= rng.uniform(0.02, 0.25) * np.exp(-(((fold - 0.5) / rng.uniform(0.04, 0.2)) ** 2))
+    elif rng.random() < 0.7:
         shade -= rng.uniform(0, 0.25) * np.exp(-((sheet.u / 0.02) ** 2))
         shade += rng.normal(0, 0.06) * np.sign(sheet.u)
     return np.asarray(picture * shade[..., None], np.float32)
@@ -186,7 +205,7 @@ _RAISED_SHARE: Final = 0.04
 _LOOSE_SHARE: Final = 0.25
 """Of those worn well: how many cover the eyes, and how many stand off the face."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
-Material = Callable[[_Sheet, np.random.Generator], F32]
+Material = Callable[[Sheet, np.random.Generator], F32]
 MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
 
 
@@ -194,7 +213,7 @@ def draw_mask(
     rgb: F32,
     landmarks: F32,
     rng: np.random.Generator,
-    kind: str | None = None,
+    kind: str | Material | None = None,
     outline: Outline | None = None,
     *,
     varied: bool = False,
@@ -205,24 +224,25 @@ def draw_mask(
         rgb: (H, W, 3) float32, 0..1.
         landmarks: (468, 3) float32 px.
         rng: where chance comes from; the same state draws the same mask.
-        kind: a key of `MATERIALS`; random if None.
+        kind: a key of `MATERIALS`, or what it is made of; random if None.
         outline: how it sits; random if None.
         varied: whether random ones include masks too large for the face, and over the eyes.
     """
     size = rgb.shape[:2]
     kind = kind or str(rng.choice(list(MATERIALS), p=[0.4, 0.2, 0.4]))
+    make = MATERIALS[kind] if isinstance(kind, str) else kind
     lowered = outline is None and rng.random() < _LOWERED_SHARE
     if lowered:
         coverage = lowered_coverage(landmarks, rng, size)
     else:
-        outline = outline or (_varied_outline(rng) if varied else random_outline(rng, random_wearing(rng)))
+        outline = outline or (varied_outline(rng) if varied else random_outline(rng, random_wearing(rng)))
         coverage = mask_coverage(landmarks, outline, size)
     sheet = _sheet(landmarks, size)
-    material = MATERIALS[kind](sheet, rng)
+    material = make(sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
     under = Masked(rgb, np.zeros(size, np.float32))
     if rng.random() < 0.8:
-        loops = material if kind == "cloth" and rng.random() < 0.5 else None
+        loops = material if kind not in ("surgical", "n95") and rng.random() < 0.5 else None
         under = _with_loops(rgb, landmarks, full, loops, rng, lowered)
     return Masked(_compose(under.rgb, material, full, sheet.eye, rng), np.maximum(full, under.coverage))
 
@@ -238,7 +258,7 @@ def _with_loops(
     return Masked(_compose(rgb, loops, band, eye, rng), band)
 
 
-def _varied_outline(rng: np.random.Generator) -> Outline:
+def varied_outline(rng: np.random.Generator) -> Outline:
     """How a drawn mask sits: some are too large for the face, a few cover the eyes."""
     worn = random_wearing(rng)
     outline, chance = random_outline(rng, worn), rng.random()
@@ -389,7 +409,7 @@ def grow_beard(rgb: F32, landmarks: F32, rng: np.random.Generator) -> F32:
     lips = fill_polygon(landmarks[list(_LIPS), :2], size).astype(np.float32) / np.float32(255)
     cover = cv2.GaussianBlur(np.clip(cover - lips, 0, 1), (0, 0), max(0.5, rng.uniform(0.02, 0.08) * eye))
     hair = np.array([0.35, 0.22, 0.14]) * rng.uniform(0.15, 1.8) + rng.uniform(0, 0.3)
-    strands = _noise(rng, size, rng.uniform(40, 90)) * rng.uniform(0.1, 0.35)
+    strands = noise(rng, size, rng.uniform(40, 90)) * rng.uniform(0.1, 0.35)
     cover = cover * np.clip(rng.uniform(0.35, 0.95) + strands, 0, 1)
     lit = np.clip(hair * (1 + strands)[..., None], 0, 1) * _exposure(rgb, rng)
     return np.asarray(np.clip(rgb + cover[..., None] * (lit - rgb), 0, 1), np.float32)
@@ -493,7 +513,7 @@ def put_in_front(masked: Masked, bare: F32, landmarks: F32, rng: np.random.Gener
         box = cv2.boxPoints((tuple(map(float, target)), tuple(rng.uniform(0.2, 1.0, 2) * eye), rng.uniform(0, 180)))
         cv2.fillPoly(thing.cover, [np.round(box).astype(np.int32)], 255, cv2.LINE_AA)
     cover = thing.cover.astype(np.float32) / np.float32(255)
-    shade = np.power(cv2.blur(thing.shade, (3, 3)), rng.uniform(0.5, 1.5)) + 0.1 * _noise(rng, size, rng.uniform(4, 16))
+    shade = np.power(cv2.blur(thing.shade, (3, 3)), rng.uniform(0.5, 1.5)) + 0.1 * noise(rng, size, rng.uniform(4, 16))
     shade += rng.uniform(-0.2, 0.2) * (cv2.blur(cover, (9, 9)) - 0.5)
     picture = masked.rgb + cover[..., None] * (np.clip(colour * shade[..., None], 0, 1) - masked.rgb)
     return Masked(np.asarray(picture, np.float32), np.asarray(masked.coverage * (1 - cover), np.float32))

@@ -31,6 +31,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
         "efficientnet_weights": recipe.efficientnet_weights,
         "identity_weights": recipe.identity_weights,
         "start": recipe.start,
+        "teacher": recipe.teacher,
         "encoder": recipe.encoder,
     }
     return {key: hash_of(Path(place)) for key, place in named.items() if place and Path(place).exists()}

@@ -27,6 +27,7 @@ from unmask.train.ear_loops import EarLoopsTrainer
 from unmask.train.inpainter import PaintTrainer
 from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.loop import Trainer, load_encoder
+from unmask.train.more_masks import MoreMasksTrainer
 from unmask.train.segmenter import SegmentTrainer
 from unmask.train.unmasker import UnmaskTrainer
 
@@ -52,6 +53,7 @@ MODELS: Final[dict[str, Model]] = {
     "inpainter": Model(Inpainter, InpainterConfig, PaintTrainer),
     "segmenter": Model(Segmenter, SegmenterConfig, SegmentTrainer),
     "ear-loops": Model(Segmenter, SegmenterConfig, EarLoopsTrainer),
+    "more-masks": Model(Segmenter, SegmenterConfig, MoreMasksTrainer),
     "detector": Model(Detector, DetectorConfig, DetectorTrainer),
     "landmarker": Model(Landmarker, LandmarkerConfig, LandmarkerTrainer),
     "context-encoder": Model(ContextEncoder, ContextEncoderConfig, PaintTrainer),

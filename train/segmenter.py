@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, draws, relight
+from unmask.train.fabrics import load_fabrics, printed
 from unmask.train.glasses import wear_glasses
 from unmask.train.materials import (
     Masked,
@@ -23,6 +24,7 @@ from unmask.train.materials import (
     draw_mask,
     grow_beard,
     put_in_front,
+    varied_outline,
     wear_collar,
     wear_template,
 )
@@ -41,6 +43,8 @@ GLASSES_SHARE = 0.25
 """How many faces get glasses: their frame stays where it crosses the mask."""
 _ON_THE_MASK = 0.28
 """How far below the eyes glasses sit at most, in eye distances: a mask pushes them down the nose."""
+PRINTED_SHARE = 0.3
+"""How many masks are of printed cloth, or of cloth in any colour, that of skin among them."""
 COLLAR_SHARE = 0.25
 """How many faces wear something up to the chin that is no mask."""
 LONG_LOOPS_SHARE = (0.2, 0.6)
@@ -73,12 +77,14 @@ class Sources:
         templates: mask pictures, may be none.
         real: real masked faces with pseudo-labels, may be none.
         loops_known: whether these labels know ear loops.
+        fabrics: pictures of printed cloth, may be none.
     """
 
     faces: FaceCrops
     templates: Sequence[Template] = ()
     real: PseudoLabels | None = None
     loops_known: bool = False
+    fabrics: Sequence[F32] = ()
 
     @property
     def usual(self) -> F32:
@@ -86,10 +92,13 @@ class Sources:
         return np.asarray(self.faces.points[::100].mean(axis=0), np.float32)
 
 
-def put_mask_on(face: Sample, rgb: F32, templates: Sequence[Template], rng: np.random.Generator) -> Masked:
-    """A mask picture or a drawn mask."""
-    if templates and rng.random() < 0.45:
-        return wear_template(rgb, face.points, templates[int(rng.integers(len(templates)))], rng)
+def put_mask_on(face: Sample, rgb: F32, sources: Sources, rng: np.random.Generator) -> Masked:
+    """A mask of printed cloth, a mask picture or another drawn mask."""
+    if rng.random() < PRINTED_SHARE:
+        # Never under the chin: in the colour of skin that would be a neck.
+        return draw_mask(rgb, face.points, rng, printed(sources.fabrics), varied_outline(rng))
+    if sources.templates and rng.random() < 0.45:
+        return wear_template(rgb, face.points, sources.templates[int(rng.integers(len(sources.templates)))], rng)
     return draw_mask(rgb, face.points, rng, varied=True)
 
 
@@ -113,7 +122,7 @@ def make_sample(sources: Sources, index: int, size: int, rng: np.random.Generato
     wears = rng.random() < 0.75
     strength = 2.5 if rng.random() < 0.35 else 1.0
     if wears:
-        masked = put_mask_on(face, rgb, sources.templates, rng)
+        masked = put_mask_on(face, rgb, sources, rng)
     if rng.random() < GLASSES_SHARE:
         masked = with_glasses(masked, points, rng)
     if turns:
@@ -227,7 +236,8 @@ class SegmentTrainer(ObjectiveTrainer[Batch]):
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
         super().__init__(recipe, build, self.losses, draws=False, segments=True)
         real = PseudoLabels.open(Path(recipe.real)) if recipe.real else None
-        self.sources = Sources(self.faces, self.templates, real)
+        fabrics = load_fabrics(Path(recipe.textures)) if recipe.textures else []
+        self.sources = Sources(self.faces, self.templates, real, fabrics=fabrics)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         return make_batch(self.sources, self.draws(phase, seed), phase.size, self.recipe.real_share * phase.batch)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import UserError
-from unmask.models.rows import KINDS, POINTS, five_points_of, overlap
+from unmask.models.rows import BARE, MASKED, POINTS, WRONGLY, five_points_of, overlap
 from unmask.train.config import Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
 from unmask.train.masks import Worn, random_outline
@@ -38,7 +38,6 @@ F32 = npt.NDArray[np.float32]
 FACE_SIZE: Final = 160
 """Width and height of a drawn face in px."""
 
-MASKED, WRONGLY, BARE = range(len(KINDS))
 UNKNOWN: Final = -1
 """Kind of a face that no label names: it is neither to be found nor to be passed over."""
 

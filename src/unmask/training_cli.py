@@ -407,7 +407,7 @@ def _averaged_weights(network: str, checkpoint: Path) -> "dict[str, Tensor]":
         raise UserError(f"no checkpoint '{checkpoint}': give the state.pt of a training run")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     trained, sizes = state.get("network", network), state.get("recipe", {}).get("sizes", {})
-    trained = "segmenter" if trained == "ear-loops" else trained  # a part of it
+    trained = "segmenter" if trained in ("ear-loops", "more-masks") else trained  # parts of it
     if trained != network or sizes:
         what = f"the {trained} of another size" if trained == network else f"the model {trained}"
         raise UserError(f"'{checkpoint}' holds {what}; only the {network} of the usual size can be exported as one")

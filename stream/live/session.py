@@ -11,7 +11,7 @@ import cv2
 
 from unmask import __version__
 from unmask.errors import UnmaskError, UserError
-from unmask.stream.jobs import milliseconds, told_memory
+from unmask.stream.jobs import milliseconds, told_left, told_memory
 from unmask.stream.live import time_code
 from unmask.stream.live.feed import CameraFeed, Feed, FeedInfo, FileFeed, UrlFeed, connect_first
 from unmask.stream.live.output import Output
@@ -77,6 +77,7 @@ class LiveDone:
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         as_seen: of these, how many are for the most part what was seen of the face before its mask came.
+        masks_left: how many faces seem to wear a mask that was not found, and are as they were filmed.
         fps: frames per second at the outputs.
         latency_from: "time code" where it was read from the pictures, "clock" where a table kept the times.
         latency_ms: mean, p50, p95 and p99 from the source's picture to the outputs, each frame counted.
@@ -104,6 +105,7 @@ class LiveDone:
     faces: int
     masks_removed: int
     as_seen: int
+    masks_left: int
     fps: float
     latency_from: str
     latency_ms: dict[str, float]
@@ -123,7 +125,7 @@ class LiveDone:
             f"{self.source}: {self.frames} frames at {self.fps:.1f} fps, {self.dropped} of {self.received} dropped "
             f"({100 * self.dropped_share:.1f} %), latency p50 {ms['p50']:.0f} ms, p95 {ms['p95']:.0f} ms, "
             f"p99 {ms['p99']:.0f} ms ({self.latency_from}), {self.masks_removed} masks removed"
-            f"{told_memory(self.as_seen)}, {self.engine}"
+            f"{told_memory(self.as_seen)}{told_left(self.masks_left)}, {self.engine}"
         )
 
 
@@ -288,6 +290,7 @@ def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int]
         faces=summaries["track"]["tracks"],
         masks_removed=summaries["segment"]["masks_removed"],
         as_seen=summaries["inpaint"]["as_seen"],
+        masks_left=summaries["segment"]["masks_left"],
         fps=round(result.frames / max(figures.seconds, 1e-3), 2),
         latency_from="time code" if state.coded else "clock",
         latency_ms=milliseconds(state.latency()),

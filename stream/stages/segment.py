@@ -45,6 +45,8 @@ _CLOSER_EVERY: Final = 4
 _CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
+_LOOKS_MASKED: Final = 0.65
+"""Where the tracker sees a mask, this is enough in both cases, and of less than a certain face."""
 _BARE_LOOKS: Final = 5
 """After so many looks that showed no mask on it, not even that one: a mask may pass before an emblem."""
 _CERTAIN_BELOW: Final = ((300, 0.85), (150, 0.89), (0, 0.9))
@@ -137,7 +139,7 @@ class Segment(Stage):
         self._certain: set[int] = set()
         self._bare: Counter[int] = Counter()
         self._worn: Counter[int] = Counter()  # by track: frames since it put on a mask, 0 where it came with one
-        self._faces_unmasked = 0
+        self._faces_unmasked = self._masks_left = 0
         self._tracks_unmasked: set[int] = set()
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -152,6 +154,7 @@ class Segment(Stage):
             self._find(frame, changed)
         masked = [face.track_id for face in frame.faces if face.masked]
         self._faces_unmasked += len(masked)
+        self._masks_left += sum(face.looks_masked and not face.masked for face in frame.faces)
         self._tracks_unmasked.update(masked)
         present = {face.track_id for face in frame.faces}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
@@ -251,13 +254,14 @@ class Segment(Stage):
             return area >= _KEEPS_AREA
         self._bare[face.track_id] += area < _KEEPS_AREA
         as_found = self._bare[face.track_id] < _BARE_LOOKS
-        if face.score >= _CERTAIN_FACE or (as_found and sure >= _CERTAIN_MASK):
+        told = face.looks_masked and sure >= _LOOKS_MASKED
+        if face.score >= _CERTAIN_FACE or (as_found and (told or sure >= _CERTAIN_MASK)):
             self._certain.add(face.track_id)
         return (
             area >= _WEARS_AREA
             and face.track_id in self._certain
             and _sits_on_a_face(solid)
-            and (not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
+            and (told or not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
         )
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
@@ -322,5 +326,6 @@ class Segment(Stage):
         return {
             "engine": self._engine.description,
             "masks_removed": self._faces_unmasked,
+            "masks_left": self._masks_left,
             "people_unmasked": len(self._tracks_unmasked),
         }

@@ -467,6 +467,7 @@ class Track(Stage):
                 reset=track.fresh,
                 pictures=frame.face_pictures(position),
                 still=track.still,
+                wears=track.wears,
             )
             frame.faces.append(face)
             track.fresh = False
