@@ -44,6 +44,9 @@ _BLINK_SECONDS: Final = 1.5
 
 _BARE: Final = 0.3
 """Of `mask_score`: a face that shows more of a mask, under its chin for instance, is not remembered as bare."""
+_WEARS: Final = 0.5
+"""Nor is one of which the tracker thinks rather that it wears a mask: the mask may have been missed, or a hand hide the
+mouth."""
 _EVERY_SECONDS: Final = 0.1
 _BEFORE_SECONDS: Final = 0.6
 """How long a view waits until it is known that no mask came after it: a hand and the mask are in the last frames."""
@@ -203,8 +206,8 @@ class FaceMemory:
             if face.still or face.score < _CERTAIN:
                 continue
             seen = Seen(face.pictures.crop, transform_landmarks(face.crop_from_frame, face.landmarks_px), seconds)
-            if not face.masked:
-                _remember_bare(person, seen, face.mask_score)
+            if not face.masked and face.mask_score <= _BARE and (face.wears is None or face.wears < _WEARS):
+                _remember_bare(person, seen)
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
 
@@ -300,10 +303,10 @@ def _add(person: _Person, view: Seen) -> None:
     person.bare = True
 
 
-def _remember_bare(person: _Person, seen: Seen, mask_score: float) -> None:
+def _remember_bare(person: _Person, seen: Seen) -> None:
     if person.masked_until is not None and seen.seconds - person.masked_until < _AFTER_SECONDS:
         return
-    if mask_score <= _BARE and not (person.waiting and seen.seconds - person.waiting[-1].seconds < _EVERY_SECONDS):
+    if not (person.waiting and seen.seconds - person.waiting[-1].seconds < _EVERY_SECONDS):
         person.waiting.append(replace(seen, crop=seen.crop.copy()))
 
 

@@ -162,4 +162,4 @@ class FaceStream:
         track = self._first_track + face.track_id
         self._next_track = max(self._next_track, track + 1)
         scores = round(float(face.score), 4), round(float(face.mask_score), 4)
-        return FoundFace((x0, y0, x1, y1), track, *scores, bool(face.masked))
+        return FoundFace((x0, y0, x1, y1), track, *scores, bool(face.masked), face.looks_masked)

@@ -368,7 +368,7 @@ class PictureDesk:
             draft = drafts.enter_context(whole_file(job.target, overwrite=self._overwrite))
             mask_draft = None if mask is None else drafts.enter_context(whole_file(mask, overwrite=self._overwrite))
             picture = read_picture(job.source)
-            frame = self._process(picture.rgb)
+            frame = self.process_frame(picture.rgb)
             notices = _write(draft, job, picture, frame)
             if mask_draft is not None and mask is not None:
                 mask_draft.path.write_bytes(_png(Canvas(frame.layout).frame_mask(frame)))
@@ -378,10 +378,10 @@ class PictureDesk:
 
     def process(self, rgb: U8) -> U8:
         """Take the masks off a picture in memory, (H, W, 3) uint8 RGB. Raises StageError: a fault while running."""
-        return np.asarray(self._process(np.ascontiguousarray(rgb)).planes[0], np.uint8)
+        return np.asarray(self.process_frame(np.ascontiguousarray(rgb)).planes[0], np.uint8)
 
-    def _process(self, rgb: U8) -> Frame:
-        """Send one picture through the stages, as a stream of its own."""
+    def process_frame(self, rgb: U8) -> Frame:
+        """The same, with the faces that were found. Each picture is a stream of its own."""
         layout = Layout(width=rgb.shape[1], height=rgb.shape[0], format="rgb24", full_range=True)
         if self._context is None or self._context.layout != layout:
             self._reopen(Context(layout, self._settings.max_faces, self._pass_on))

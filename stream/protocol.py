@@ -157,6 +157,7 @@ class FoundFace(msgspec.Struct, frozen=True):
         score: how sure the tracker is of the face, 0..1.
         mask_score: how sure the segmenter is that it wears a mask, 0..1.
         unmasked: True where it was painted.
+        looks_masked: True where the tracker is sure that it wears a mask; not unmasked, the mask was not found.
     """
 
     box_px: tuple[float, float, float, float]
@@ -164,6 +165,7 @@ class FoundFace(msgspec.Struct, frozen=True):
     score: float
     mask_score: float
     unmasked: bool
+    looks_masked: bool = False
 
 
 class Result(Reply, frozen=True, tag="result"):

@@ -154,7 +154,7 @@ def test_a_face_that_was_seen_bare_is_shown_as_it_was(portrait: Portrait) -> Non
     "why",
     [
         *("no time", "a mask under the chin", "a cut", "another face", "it came with a mask", "its mask was missed"),
-        "it may wear one still",
+        *("it may wear one still", "the tracker sees a mask"),
         *("its eyes are covered", "it jumped"),
     ],
 )
@@ -172,6 +172,8 @@ def test_no_face_is_shown_that_was_not_seen_bare(portrait: Portrait, why: str) -
         if why == "it may wear one still":
             behind_a_mask(face, crop)
             memory.look([face], 9.15)
+        if why == "the tracker sees a mask":
+            face.wears = 0.7
         if why == "its mask was missed":
             face.pictures.crop[BELOW:220, 20:236] = 255
         shown = put_on(memory, face, crop, bare, score, 60 if why == "its eyes are covered" else BELOW)

@@ -114,6 +114,7 @@ def test_mask_comes_off_and_nothing_else_changes(server: Server, portrait: Portr
     (face,) = out.faces
     assert face.unmasked
     assert face.mask_score > 0.9
+    assert face.looks_masked
     assert out.shape == portrait.masked.shape
     inside = portrait.coverage > 0.5
     changed = (out != portrait.masked).any(axis=2)

@@ -45,8 +45,13 @@ _CLOSER_EVERY: Final = 4
 _CERTAIN_FACE: Final = 0.9
 _CERTAIN_MASK: Final = 0.93
 """On what has never been a certain face, only a mask beyond doubt counts: emblems on flags and jackets get less."""
-_LOOKS_MASKED: Final = 0.65
-"""Where the tracker sees a mask, this is enough in both cases, and of less than a certain face."""
+_TOLD: Final = 0.65
+"""Where the tracker sees a mask, this is enough in both cases, and of less than a certain face. Where it is not sure of
+one, no less will do: beards and food have less."""
+_LOOKS_BARE: Final = 0.25
+_CERTAIN_THOUGH_BARE: Final = 0.9
+"""Of what the tracker takes for a bare face by so much, that must be mask by so much: it sees a mask that is being put
+on some frames late. Cups, dummies and the hands of others have less."""
 _BARE_LOOKS: Final = 5
 """After so many looks that showed no mask on it, not even that one: a mask may pass before an emblem."""
 _CERTAIN_BELOW: Final = ((300, 0.85), (150, 0.89), (0, 0.9))
@@ -92,6 +97,13 @@ def _certain_below_the_mouth(solid: U8, sure: float) -> bool:
     """Whether what lies below the mouth, mask by `sure` of 1, is no scarf."""
     loops = cv2.countNonZero(narrow_parts(solid))
     return sure >= next(enough for px, enough in _CERTAIN_BELOW if loops >= px)
+
+
+def _least_sure(face: Face) -> float:
+    """How surely mask must be seen on a face, by what the tracker says of it."""
+    if face.wears is None or face.looks_masked:
+        return 0.0
+    return _CERTAIN_THOUGH_BARE if face.wears < _LOOKS_BARE else _TOLD
 
 
 def _sureness(probability: F32) -> float:
@@ -254,11 +266,12 @@ class Segment(Stage):
             return area >= _KEEPS_AREA
         self._bare[face.track_id] += area < _KEEPS_AREA
         as_found = self._bare[face.track_id] < _BARE_LOOKS
-        told = face.looks_masked and sure >= _LOOKS_MASKED
+        told = face.looks_masked and sure >= _TOLD
         if face.score >= _CERTAIN_FACE or (as_found and (told or sure >= _CERTAIN_MASK)):
             self._certain.add(face.track_id)
         return (
             area >= _WEARS_AREA
+            and sure >= _least_sure(face)
             and face.track_id in self._certain
             and _sits_on_a_face(solid)
             and (told or not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
