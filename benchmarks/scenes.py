@@ -1,4 +1,4 @@
-"""From whom of the people in real scenes `unmask image` takes the mask off.
+"""From whom of the people in real scenes the mask comes off, in pictures, as `unmask image --max-faces 64` does it.
 
     python benchmarks/scenes.py SCENES [--all] [--sheet FILE.png]
 
@@ -8,8 +8,9 @@ trained on; the segmenter was, with labels that an earlier one made. `--all` tak
 
 A face counts where one that the pipeline gives overlaps its box by more than 0.4 (IoU) and is of 32 px and more; who is
 not found at all is counted by tracking.py. "painted" says that a mask was found and something painted, not how well.
-Labels are taken as they are; some faces that they call bare wear a mask. "told" are faces that stay as they are and of
-which the program says that they seem to wear a mask.
+Labels are taken as they are (printed as masked, worn wrongly, bare; "no label" is what lies in no box); some faces that
+they call bare wear a mask. "told" are faces that stay as they are and of which the program says that they seem to wear
+one. The sheet shows labelled faces that should wear their mask no more, and do, and bare ones that were painted.
 """
 
 import argparse

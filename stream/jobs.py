@@ -66,7 +66,7 @@ class VideoDone:
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         as_seen: of these, how many are for the most part what was seen of the face without its mask.
-        masks_left: how many faces seem to wear a mask that was not found, and are as they were filmed.
+        masks_left: how many faces the tracker is sure wear a mask and are as they were filmed, counted in every frame.
         seconds: how long it took, the first of two passes included.
         open_seconds: of these until every stage was open: loading networks, starting processes.
         fps: frames per second of that time, opening included.
@@ -141,7 +141,7 @@ class PictureDone:
         width, height: size of the upright picture in px.
         faces: those found, the largest first.
         masks_removed: how many of them were painted.
-        masks_left: how many seem to wear a mask that was not found, and are as they were.
+        masks_left: how many the tracker is sure wear a mask and are as they were.
         seconds: how long it took.
         notices: what the input holds and the output does not.
     """
@@ -172,7 +172,7 @@ def told_memory(as_seen: int) -> str:
 
 def told_left(masks_left: int) -> str:
     """What is said of masks that stay."""
-    return f", {masks_left} left (no mask found on what seems to wear one)" if masks_left else ""
+    return f", {masks_left} left (seem to be worn, and were not found well enough)" if masks_left else ""
 
 
 def _count(number: int, noun: str) -> str:

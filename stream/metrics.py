@@ -26,6 +26,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.frames = Counter("unmask_frames", "Frames answered with a picture.", registry=self.registry)
         self.faces = Counter("unmask_faces_unmasked", "Faces painted, counted in every frame.", registry=self.registry)
+        self.left = Counter(
+            "unmask_masks_left", "Faces that seem to wear a mask and stayed as they were.", registry=self.registry
+        )
         self.refused = Counter("unmask_refused", "Error answers, by code.", ["code"], registry=self.registry)
         self.dropped = Counter(
             "unmask_dropped_frames", "Frames taken and given up: their client had gone.", registry=self.registry

@@ -157,7 +157,7 @@ class FoundFace(msgspec.Struct, frozen=True):
         score: how sure the tracker is of the face, 0..1.
         mask_score: how sure the segmenter is that it wears a mask, 0..1.
         unmasked: True where it was painted.
-        looks_masked: True where the tracker is sure that it wears a mask; not unmasked, the mask was not found.
+        looks_masked: True where the tracker is sure that it wears a mask; where it is not unmasked, that stays.
     """
 
     box_px: tuple[float, float, float, float]

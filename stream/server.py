@@ -167,6 +167,7 @@ class _Job:
         arrived: `time.monotonic()`.
         answer: what became of it: header and payload.
         faces: how many were painted.
+        left: how many seem to wear a mask and were not.
     """
 
     client: _Client
@@ -177,6 +178,7 @@ class _Job:
     answer: list[bytes | memoryview] = field(default_factory=list)
     refused: ProtocolError | None = None
     faces: int = 0
+    left: int = 0
 
 
 class Server:
@@ -502,6 +504,7 @@ class Server:
         if job.refused is None:
             self._metrics.frames.inc()
             self._metrics.faces.inc(job.faces)
+            self._metrics.left.inc(job.left)
             self._metrics.latency.observe(time.monotonic() - job.arrived)
         else:
             self._metrics.refused.labels(job.refused.code).inc()
@@ -563,6 +566,7 @@ class Server:
                 answer = job.client.stream.process(job.request, job.data)
                 job.answer = _answer_parts(job, answer, time.perf_counter() - start)
                 job.faces = sum(face.unmasked for face in answer.faces)
+                job.left = sum(face.looks_masked and not face.unmasked for face in answer.faces)
             except ProtocolError as error:
                 job.refused = error
             except Exception as error:

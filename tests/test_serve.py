@@ -679,6 +679,8 @@ def test_metrics_health_and_a_graceful_end(portrait: Portrait) -> None:
                 unmask(portrait.masked)
             text = _get(f"{base}/metrics")[1]
         assert "unmask_frames_total 3.0" in text
+        assert "unmask_faces_unmasked_total 3.0" in text
+        assert "unmask_masks_left_total 0.0" in text
         assert "unmask_clients 1.0" in text
         assert 'unmask_stage_seconds_count{stage="inpaint"} 3.0' in text
         assert "OpenVINO" in text

@@ -38,6 +38,7 @@ from unmask.train.evaluate import (
     sharpness,
     structural_similarity,
 )
+from unmask.train.evaluate_run import evaluate_run
 from unmask.train.glasses import Glasses, wear_glasses
 from unmask.train.loop import check_finite, learning_rate, schedule
 from unmask.train.more_masks import MoreMasksTrainer, with_borders_of
@@ -211,6 +212,8 @@ def test_more_masks_are_learnt_and_ear_loops_and_statistics_stay(crops: Path, la
         trainer_of(plan)
     trainer = trainer_of(msgspec.structs.replace(plan, start=shipped, teacher=shipped))
     trainer.fit()
+    figures, _ = evaluate_run(tmp_path, None, lambda done, total: None)
+    assert 0 < figures["iou"] < 1
     before, after = load_file(shipped), trainer.averaged().state_dict()
     changed = {name for name in before if not torch.equal(after[name], before[name])}
     assert {"head.weight", "deep.0.conv1.weight"} & changed

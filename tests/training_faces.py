@@ -34,7 +34,7 @@ SMALL = {
     "inpainter-seam": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
-    "more-masks": ["sizes={width: 4, loops: 4}", "start="],
+    "more-masks": ["sizes={width: 4, loops: 4}"],
     "ear-loops": ["sizes={width: 4, loops: 4}", "start=", "losses={bce: 1000}"],
     "context-encoder": ["sizes={width: 8, bottleneck: 32, size: 64}"],
     "gated": ["sizes.width=4"],
@@ -239,7 +239,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     if full.encoder:
         general.append(f"encoder={folder}/resnet18.pth")
     if full.teacher:
-        general.append(f"teacher={folder}/teacher.safetensors")
+        general += [f"{key}={folder}/teacher.safetensors" for key in ("start", "teacher")]
     sizes = [f"{phase}.steps=20", f"{phase}.size=64", f"{phase}.batch=2", f"{phase}.window=16", f"{phase}.lr=1e-3"]
     own = [f"{phase}{o.removeprefix('last')}" if o.startswith("last.") else o for o in (*SMALL[name], *overrides)]
     recipe = load_recipe(name, [*general, *sizes, *own])

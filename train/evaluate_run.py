@@ -20,6 +20,7 @@ from unmask.train.config import Recipe, as_struct
 from unmask.train.data import FaceCrops, draws
 from unmask.train.detector import DetectorTrainer
 from unmask.train.evaluate import psnr, structural_similarity
+from unmask.train.fabrics import load_fabrics
 from unmask.train.instruments import Instruments
 from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.loop import Indices
@@ -71,8 +72,9 @@ def outcome(recipe: Recipe, network: nn.Module, faces: FaceCrops, indices: Indic
     size = recipe.phases[-1].size
     templates = load_templates(Path(recipe.textures)) if recipe.textures else []
     trainer: Any = model_of(recipe).trainer
-    if trainer is segmenter.SegmentTrainer:
-        batch = segmenter.make_batch(segmenter.Sources(faces, templates), draws(indices, seed), size)
+    if issubclass(trainer, segmenter.SegmentTrainer):
+        fabrics = load_fabrics(Path(recipe.textures)) if recipe.textures else []
+        batch = segmenter.make_batch(segmenter.Sources(faces, templates, fabrics=fabrics), draws(indices, seed), size)
         return Outcome(batch.rgb, batch.label, found=network(batch.rgb).sigmoid())
     worn = unmasker.make_batch(faces, templates, None, draws(indices, seed), size, 0.0)
     if trainer is unmasker.UnmaskTrainer:

@@ -61,14 +61,17 @@ class MoreMasksTrainer(SegmentTrainer):
         build: makes the network.
 
     Raises:
-        UserError: the recipe has no teacher.
+        UserError: the recipe has no start or no teacher.
     """
 
     losses: ClassVar[Mapping[str, float]] = {"bce": 1.0}
 
     def __init__(self, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
-        if not recipe.teacher:
-            raise UserError("more-masks needs a segmenter whose borders are kept: give its weights with teacher=FILE")
+        if not (recipe.start and recipe.teacher):
+            raise UserError(
+                "more-masks goes on with a segmenter: give its weights with start=FILE, and those of the one whose "
+                "borders are kept with teacher=FILE"
+            )
         super().__init__(recipe, lambda: _without_loops(build()))
         self.teacher = build().to(self.device).eval().requires_grad_(False)
         load_start(self.teacher, Path(recipe.teacher), "teacher")

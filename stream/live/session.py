@@ -77,7 +77,7 @@ class LiveDone:
         faces: how many people were tracked; one who left and came back counts twice.
         masks_removed: how many faces were painted, counted in every frame.
         as_seen: of these, how many are for the most part what was seen of the face before its mask came.
-        masks_left: how many faces seem to wear a mask that was not found, and are as they were filmed.
+        masks_left: how many faces the tracker is sure wear a mask and are as they were filmed, counted in every frame.
         fps: frames per second at the outputs.
         latency_from: "time code" where it was read from the pictures, "clock" where a table kept the times.
         latency_ms: mean, p50, p95 and p99 from the source's picture to the outputs, each frame counted.
