@@ -40,7 +40,8 @@ SERVE_HELP: Final = "\n\n".join(
         "several streams go through the networks together. A client may have --credits frames on their way. One that "
         "has gone is forgotten within seconds; one that does not read waits, and nobody else does.",
         "PERSON. --person FILE paints the faces of all clients with a model of one person, whoever sends them.",
-        "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces (box, track, scores, unmasked) come as data.",
+        "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces come as data: box, track, scores, "
+        "whether painted, whether a mask seems to be worn.",
         "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only "
         "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
         "--insecure does without, and warns.",
