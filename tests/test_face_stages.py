@@ -121,6 +121,28 @@ def test_the_tracker_says_of_what_is_in_doubt_whether_it_is_a_masked_face(
     assert (stage._masks_left, stage._faces_unmasked) == (left, painted)
 
 
+@pytest.mark.parametrize(
+    ("wears", "likely", "painted"),
+    [
+        *((None, 0.6, True), (0.98, 0.6, True)),
+        *((0.1, 0.8, False), (0.1, 0.95, True)),
+        *((0.5, 0.6, False), (0.5, 0.7, True)),
+    ],
+)
+def test_what_the_tracker_does_not_take_for_a_masked_face_needs_a_surer_mask(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, wears: float | None, likely: float, painted: bool
+) -> None:
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+    found[0, 110:220, 70:186] = round(255 * likely)
+    monkeypatch.setattr(stage, "_engine", lambda crops: np.repeat(found, len(crops), axis=0))
+    frame = portrait.frame(masked=True)
+    frame.faces[0].wears = wears
+    (frame,) = stage.process(frame)
+    assert frame.faces[0].masked == painted
+
+
 class Counted(Engine):
     """An engine that counts the crops it is given."""
 

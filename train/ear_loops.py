@@ -21,14 +21,15 @@ _WEIGHT = 5.0
 """How much pixels of ear loops count: they are few, and without that none are found."""
 
 
+def grown(x: Tensor, side: int) -> Tensor:
+    """(N, 1, S, S): the largest value in the square of `side` px, an odd number, around each pixel."""
+    return F.max_pool2d(x, side, 1, side // 2)
+
+
 def body_of(label: Tensor) -> Tensor:
     """(N, 1, S, S) 0/1: what of a mask (N, 1, S, S) 0/1 is not narrow."""
     side = max(3, round(_NARROW_PX * label.shape[-1] / CROP_SIZE) | 1)
-
-    def grown(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, side, 1, side // 2)
-
-    return grown(-grown(-label))
+    return grown(-grown(-label, side), side)
 
 
 def loop_labels(mask: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

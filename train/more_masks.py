@@ -6,13 +6,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE
 from unmask.models.segmenter import Segmenter
 from unmask.train.config import Phase, Recipe
-from unmask.train.ear_loops import body_of
+from unmask.train.ear_loops import body_of, grown
 from unmask.train.loop import channels_last, load_start
 from unmask.train.objectives import Scene
 from unmask.train.segmenter import Batch, SegmentTrainer
@@ -38,11 +37,7 @@ def with_borders_of(seen: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor,
         Label (N, 1, S, S) 0..1 and where it is known, which these borders are.
     """
     side = 2 * max(1, round(_BORDER_PX * label.shape[-1] / CROP_SIZE)) + 1
-
-    def grown(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, side, 1, side // 2)
-
-    border = grown(label) + grown(1.0 - label) > 1.5
+    border = grown(label, side) + grown(1.0 - label, side) > 1.5
     found, there = seen > 0.5, label > 0.5
     area = (1, 2, 3)
     alike = (found & there).sum(area, keepdim=True) > _ALIKE * (found | there).sum(area, keepdim=True)
