@@ -148,6 +148,11 @@ def test_overrides_reach_every_place(tmp_path: Path) -> None:
         ("losses.identity=1", "identity_weights=FILE"),
         ("losses.identity={weight: 1, view: lower}", "looks at the whole face"),
         ("losses={identity: 1}", "identity_weights=FILE"),
+        ("losses={age: 1}", "'age' looks at the lower face"),
+        (
+            "losses={age: {weight: 1, view: lower, maps: [stage2, stage3, stage5, stage7]}}",
+            "efficientnet_weights=FILE",
+        ),
         ("losses={adversarial: {weight: 1, judge: features}}", "perceptual_weights=FILE"),
         ("losses={adversarial: {weight: 1, judge: features, matching: 1}}", "it has no matching and no penalty"),
         ("losses={perceptual: {weight: 1, maps: [stage2]}}", "efficientnet_weights=FILE"),

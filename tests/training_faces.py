@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.rows import KINDS
+from unmask.train.ages import MAPS, AgeHead
 from unmask.train.config import Recipe, Split, load_recipe
+from unmask.train.efficientnet import EfficientNet
 from unmask.train.listings import parts_of
 from unmask.train.registry import build
 from unmask.train.tracker_data import FACE_SIZE, box_of
@@ -20,7 +22,7 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features", "inpainter-outlines"),
-    "inpainter-seam",
+    *("inpainter-seam", "inpainter-ages"),
     *("segmenter", "segmenter-real", "more-masks", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
@@ -32,6 +34,7 @@ SMALL = {
     "inpainter-features": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-outlines": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-seam": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-ages": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
     "more-masks": ["sizes={width: 4, loops: 4}"],
@@ -206,6 +209,18 @@ def write_resnet(path: Path) -> Path:
     return path
 
 
+def write_ages(folder: Path) -> None:
+    """ages.csv, by which half of the faces of `crops` are old, and ages.safetensors with chance in it."""
+    names = json.loads((folder / "crops" / "index.json").read_text())
+    lines = ["picture,years", *(f"{name},{20 + 50 * (i % 2)}" for i, name in enumerate(names))]
+    (folder / "ages.csv").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(3)
+    width = 2 * sum(EfficientNet(folder / "efficientnet.pth").channels(MAPS).values())
+    AgeHead(torch.zeros(width), torch.ones(width), torch.randn(width), torch.tensor(40.0)).save(
+        folder / "ages.safetensors"
+    )
+
+
 def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
     """A recipe that ships, at 64 px with a batch of 2 and a tiny network, 20 steps in its last phase alone, in float32.
 
@@ -222,6 +237,7 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         write_efficientnet(folder / "efficientnet.pth")
         write_resnet(folder / "resnet18.pth")
         write_dlib_face(folder / "dlib.dat")
+        write_ages(folder)
     full = load_recipe(name)
     last = len(full.phases) - 1
     phase = f"phases.{last}"
@@ -236,6 +252,8 @@ def small_recipe(name: str, folder: Path, out: Path, *overrides: str) -> Recipe:
         general.append(f"efficientnet_weights={folder}/efficientnet.pth")
     if full.identity_weights:
         general.append(f"identity_weights={folder}/dlib.dat")
+    if full.ages:
+        general += [f"ages={folder}/ages.csv", f"age_weights={folder}/ages.safetensors"]
     if full.encoder:
         general.append(f"encoder={folder}/resnet18.pth")
     if full.teacher:

@@ -50,8 +50,8 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             turn at full size and, twice as large, at half size), or the hidden part alone.
         shrink: how many times smaller it sees that.
         every: on every so many-th step only.
-        maps: feature maps of VGG ("relu1_2") or of EfficientNet-Lite ("stage2"), not of both (perceptual, style, and
-            adversarial with the judge "features").
+        maps: feature maps of VGG ("relu1_2") or of EfficientNet-Lite ("stage2"), not of both (perceptual, style, age,
+            and adversarial with the judge "features").
         matching: weight of feature matching (adversarial).
         form: of the adversarial game.
         judge: what the discriminator looks at: patches of the picture, or feature maps of it (adversarial).
@@ -175,6 +175,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
         efficientnet_weights: file with an EfficientNet-Lite, for losses with its maps; see `train.efficientnet`.
         identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
+        ages: file with lines "picture,years": old faces are drawn more often (inpainters); empty for none.
+        age_weights: file written by `unmask data ages`, for the loss age.
         start: weights to start from, safetensors of the whole network; empty for random ones.
         teacher: of more-masks: weights of a segmenter, safetensors, whose borders of masks are kept.
         encoder: what the encoder starts from. segmenter-imagenet: a file with torchvision's state dict of a ResNet-18,
@@ -210,6 +212,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     perceptual_network: Literal["vgg16-caffe", "vgg16", "vgg19"] = "vgg16-caffe"
     efficientnet_weights: str = ""
     identity_weights: str = ""
+    ages: str = ""
+    age_weights: str = ""
     start: str = ""
     teacher: str = ""
     encoder: str = ""

@@ -36,6 +36,12 @@ class Instruments:
             x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (a, b))
             return float(self._lpips(x, y))
 
+    def lpips_maps(self, rgb: torch.Tensor) -> list[torch.Tensor]:
+        """The feature maps that LPIPS compares, without the first, of (N, 3, H, W) uint8 RGB pictures."""
+        with torch.no_grad():
+            maps: list[torch.Tensor] = self._lpips.feats(rgb.float() / 127.5 - 1)
+        return maps[1:]
+
     def identity(self, truth: U8, result: U8) -> float | None:
         """Cosine of the face embeddings of two pictures, aligned by the truth's face; None where it has none."""
         with torch.no_grad():

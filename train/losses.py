@@ -62,6 +62,12 @@ def _laplacian_strength(rgb: Tensor) -> Tensor:
     return (F.avg_pool2d(edges.square(), 8, 4) + 1e-5).sqrt()
 
 
+def lower_part(x: Tensor, shrink: int = 1) -> Tensor:
+    """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S), both divided by `shrink`."""
+    part = x[..., 3 * x.shape[-2] // 8 :, :]
+    return F.avg_pool2d(part, shrink) if shrink > 1 else part
+
+
 def total_variation(output: Tensor, weight: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels (Rudin et al. 1992, doi:10.1016/0167-2789(92)90242-F)."""
     return edge_l1(output, torch.zeros_like(output), weight)

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from unmask.errors import UserError
 from unmask.models.discriminator import FeatureDiscriminator, PatchDiscriminator
 from unmask.train import losses
+from unmask.train.ages import MAPS as AGE_MAPS
+from unmask.train.ages import AgeHead
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Phase, Recipe, nearest
 from unmask.train.efficientnet import EfficientNet
@@ -92,7 +94,7 @@ class Scene:
     def _cut(self, loss: Loss) -> View:
         assert self.whole is not None
         if loss.view == "lower":
-            return self.whole.changed(lambda x: lower_part(x, loss.shrink))
+            return self.whole.changed(lambda x: losses.lower_part(x, loss.shrink))
         if loss.view == "window":
             # At full size and, twice as large, at half size in turn: pores, then the corners of the mouth.
             far = 1 + self.step % 2
@@ -110,12 +112,6 @@ class Scene:
 def shown(output: Tensor, truth: Tensor, mask: Tensor, weight: Tensor) -> View:
     """The view of a whole crop: what lies beyond the picture's border has no truth, and must not be judged."""
     return View(output, output.clamp(0, 1) * weight + truth * (1 - weight), truth, mask, weight)
-
-
-def lower_part(x: Tensor, shrink: int) -> Tensor:
-    """The part of a canonical crop where masks are: (N, C, S, S) to (N, C, 5S/8, S), both divided by `shrink`."""
-    part = x[..., 3 * x.shape[-2] // 8 :, :]
-    return F.avg_pool2d(part, shrink) if shrink > 1 else part
 
 
 def random_windows(weight: Tensor, size: int) -> list[tuple[int, int]]:
@@ -154,7 +150,7 @@ _MASKS: Final[Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "smooth": losses.smoothness,
 }
 _FEATURES: Final = {"perceptual": losses.feature_distance, "style": losses.style_distance}
-KINDS: Final = (*_PICTURES, *_FEATURES, "identity", "temporal", "kept", "adversarial", *_MASKS)
+KINDS: Final = (*_PICTURES, *_FEATURES, "identity", "age", "temporal", "kept", "adversarial", *_MASKS)
 """Names of losses."""
 
 
@@ -188,6 +184,7 @@ class Objectives:
         judged = {label: loss for label, loss in named if kind_of(label, loss) == "adversarial"}
         self._feature_networks = {name: self._load(name) for name in dict.fromkeys(_networks(named))}
         self._embedding = self._load_embedding() if "identity" in kinds else None
+        self._age_head = self._load_age_head() if "age" in kinds else None
         judges = {label: channels_last(self._new_judge(loss)) for label, loss in judged.items()}
         self.judges = nn.ModuleDict(judges).to(self._device)
         self.optimizers = [make_optimizer(recipe.discriminator_optimizer, self.judges)] if judged else []
@@ -235,6 +232,9 @@ class Objectives:
             view = scene.view(loss)
             with self._autocast():
                 return self._embedding.distance(view.fake, view.real)
+        if kind == "age":
+            assert self._age_head is not None
+            return self._age_head.distance(*(self._seen(loss, scene, which) for which in ("fake", "real")))
         if kind == "temporal":
             # Short-term consistency under a known motion (Lai et al. 2018, arXiv:1808.00449).
             assert scene.moved is not None
@@ -342,6 +342,11 @@ class Objectives:
             raise UserError("identity needs a network that embeds faces: give its file with identity_weights=FILE")
         return FaceEmbedding(Path(self._recipe.identity_weights)).to(self._device)
 
+    def _load_age_head(self) -> AgeHead:
+        if not self._recipe.age_weights:
+            raise UserError("age needs what unmask data ages writes: give it with age_weights=FILE")
+        return AgeHead.load(Path(self._recipe.age_weights)).to(self._device)
+
 
 def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> None:
     own = [*(k for k in KINDS if draws and k not in _MASKS), *(k for k in _MASKS if segments)]
@@ -362,6 +367,8 @@ def _check(named: list[tuple[str, Loss]], *, draws: bool, segments: bool) -> Non
             problems.append(f"losses: '{label}' is judged by features: it has no matching and no penalty")
         elif len({_network_of((name,)) for name in loss.maps}) > 1:
             problems.append(f"losses: '{label}' has maps of two networks; give each its own loss")
+        elif kind == "age" and (loss.view, loss.shrink, loss.maps) != ("lower", 1, AGE_MAPS):
+            problems.append(f"losses: '{label}' looks at the lower face: view: lower, maps: [{', '.join(AGE_MAPS)}]")
         elif kind == "identity" and loss.view != "whole":
             problems.append(f"losses: '{label}' looks at the whole face, not at view: {loss.view}")
     if problems:
@@ -372,7 +379,7 @@ def _networks(named: list[tuple[str, Loss]]) -> Iterator[str]:
     """The networks whose feature maps the losses look at."""
     for label, loss in named:
         kind = kind_of(label, loss)
-        if kind in _FEATURES or (kind == "adversarial" and loss.judge == "features"):
+        if kind in {*_FEATURES, "age"} or (kind == "adversarial" and loss.judge == "features"):
             yield _network_of(loss.maps)
 
 

@@ -30,6 +30,8 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
         "perceptual_weights": recipe.perceptual_weights,
         "efficientnet_weights": recipe.efficientnet_weights,
         "identity_weights": recipe.identity_weights,
+        "ages": recipe.ages,
+        "age_weights": recipe.age_weights,
         "start": recipe.start,
         "teacher": recipe.teacher,
         "encoder": recipe.encoder,

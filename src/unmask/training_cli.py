@@ -143,6 +143,27 @@ def tracker(
 
 
 @data.command()
+def ages(
+    crops: Annotated[Path, typer.Argument(metavar="CROPS", help="Folder written by `unmask data crops`.")],
+    labels: Annotated[Path, typer.Option(metavar="FILE.csv", help="Lines picture,years of some of them.")],
+    efficientnet: Annotated[Path, typer.Option(metavar="FILE", help="Weights of an EfficientNet-Lite.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="safetensors, for age_weights.")],
+) -> None:
+    """Learn from some faces to tell how old a lower face looks, for the loss `age`."""
+    _need_training_packages()
+    import numpy as np
+
+    from unmask.train.ages import fit_age_head, read_ages
+    from unmask.train.data import FaceCrops
+    from unmask.train.efficientnet import EfficientNet
+
+    head, labelled, said = fit_age_head(EfficientNet(efficientnet), FaceCrops.open(crops), read_ages(labels))
+    head.save(output)
+    error = float(np.abs(said - labelled).mean()) if len(said) else float("nan")
+    print(f"{output}: {error:.1f} years wrong on average, {len(said)} validation faces")
+
+
+@data.command()
 def masks(
     faces: Annotated[Path, typer.Argument(metavar="FACES", help="Folder of pictures of bare faces.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pairs are written.")],
