@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UserError
-from unmask.train.ages import MAPS, OLD, AgeHead, fit_age_head, fit_ridge, pooled, read_ages
+from unmask.train.ages import MAPS, AgeHead, fit_age_head, fit_ridge, pooled, read_ages
 from unmask.train.data import FaceCrops
 from unmask.train.efficientnet import EfficientNet
-from unmask.train.inpainter import OLD_SHARE, PaintTrainer
+from unmask.train.inpainter import EVEN_SHARE, PaintTrainer
 from unmask.train.losses import lower_part
 from unmask.train.registry import trainer_of
 
@@ -108,26 +108,26 @@ def test_heads_of_other_networks_are_refused(tmp_path: Path) -> None:
         AgeHead.load(tmp_path / "x.safetensors")
 
 
-def test_old_faces_are_drawn_more_often(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def test_faces_of_all_decades_are_drawn_alike(tmp_path: Path) -> None:
+    data, listed = tmp_path / "data", tmp_path / "ages.csv"
     write_crops(data / "crops", 40)
     names = FaceCrops.open(data / "crops").names
-    recipe = small_recipe("inpainter", tmp_path / "other", tmp_path / "run", f"crops={data}/crops")
-    listed = tmp_path / "ages.csv"
-    listed.write_text(
-        "picture,years\n" + "".join(f"{n},{OLD + 9 if i in {5, 6} else 9}\n" for i, n in enumerate(names))
-    )
-    trainer = trainer_of(
-        small_recipe("inpainter", tmp_path / "other", tmp_path / "a", f"crops={data}/crops", f"ages={listed}")
-    )
-    assert isinstance(trainer, PaintTrainer)
-    assert trainer.old is not None
-    assert sorted(trainer.old) == [5, 6]
-    drawn = [trainer.perhaps_old(d).face for seed in range(400) for d in trainer.draws(recipe.phases[0], seed)]
-    share = np.isin(drawn, trainer.old).mean()
-    assert abs(share - (OLD_SHARE + (1 - OLD_SHARE) * 2 / 38)) < 0.05
+    years = {5: 78, 6: 71, 7: 3}
+    listed.write_text("picture,years\n" + "".join(f"{n},{years.get(i, 25)}\n" for i, n in enumerate(names) if i < 30))
+
+    def trainer(run: str) -> PaintTrainer:
+        overrides = (f"crops={data}/crops", f"ages={listed}")
+        found = trainer_of(small_recipe("inpainter", tmp_path / "other", tmp_path / run, *overrides))
+        assert isinstance(found, PaintTrainer)
+        return found
+
+    even = trainer("a")
+    assert [list(x) for x in even.decades[::2]] == [[7], [5, 6]]
+    phase = even.recipe.phases[0]
+    drawn = np.array([even.evened(draw).face for seed in range(500) for draw in even.draws(phase, seed)])
+    young, old = (np.isin(drawn, which).mean() for which in ([7], [5, 6]))
+    assert abs(young - (EVEN_SHARE / 3 + (1 - EVEN_SHARE) / 38)) < 0.04
+    assert abs(old - (EVEN_SHARE / 3 + (1 - EVEN_SHARE) * 2 / 38)) < 0.04
     listed.write_text("picture,years\nnobody/1.png,80\n")
-    with pytest.raises(UserError, match="none is 50 years or more"):
-        trainer_of(
-            small_recipe("inpainter", tmp_path / "other", tmp_path / "b", f"crops={data}/crops", f"ages={listed}")
-        )
+    with pytest.raises(UserError, match="none of 38 training faces has one"):
+        trainer("b")

@@ -1,7 +1,7 @@
 """How old faces look: labels by eye, and a head on EfficientNet-Lite that tells it from the lower face.
 
-Few faces in collections of pictures are old, and what is painted on an old one looks young: the network knows what most
-lower faces look like. Old faces are drawn more often, and the loss "age" asks for a lower face as old as the true one.
+Few faces in collections of pictures are old, and what is painted on an old one looks young: the network knows what
+most lower faces look like. Some faces are drawn evenly over all ages, and the loss "age" asks for one as old as the true one.
 """
 
 import csv
@@ -28,10 +28,10 @@ Indices = npt.NDArray[np.int64]
 
 MAPS: Final = ("stage2", "stage3", "stage5", "stage7")
 """The feature maps that the head looks at: those of the recipes' discriminator of shapes, so that they cost nothing."""
-OLD: Final = 50.0
-"""Years from which on a face is an old one."""
 _RIDGE: Final = 0.3
 _DECADES: Final = 10
+_LAST: Final = 7
+"""Few look 80 or more, and would be drawn over and over."""
 _FEWEST: Final = 20
 _BATCH: Final = 32
 
@@ -51,14 +51,13 @@ def read_ages(file: Path) -> dict[str, float]:
         raise UserError(f"ages: '{file}' needs a line 'picture,years', and one like it for each face") from error
 
 
-def old_faces(faces: FaceCrops, chosen: Indices, ages: Mapping[str, float]) -> Indices:
-    """Which of the `chosen` faces look old. Raises UserError where none does."""
-    old = np.array([i for i in chosen if ages.get(faces.names[i], 0.0) >= OLD], np.int64)
-    if not len(old):
-        raise UserError(
-            f"ages: of {len(chosen)} training faces none is {OLD:.0f} years or more; names are 'folder/file'"
-        )
-    return old
+def by_decade(faces: FaceCrops, chosen: Indices, ages: Mapping[str, float]) -> list[Indices]:
+    """Those of the `chosen` faces that have an age, by decade, as far as there are any; the last has no end. Raises
+    UserError where none has."""
+    known = [(i, min(int(ages[faces.names[i]] // 10), _LAST)) for i in chosen if faces.names[i] in ages]
+    if not known:
+        raise UserError(f"ages: none of {len(chosen)} training faces has one; the names are 'folder/file'")
+    return [np.array([i for i, of in known if of == decade], np.int64) for decade in sorted({d for _, d in known})]
 
 
 def pooled(maps: Iterable[Tensor]) -> Tensor:

@@ -175,7 +175,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         perceptual_network: which VGG, and its convention of colours: Caffe's (BGR, 0..255) or torchvision's.
         efficientnet_weights: file with an EfficientNet-Lite, for losses with its maps; see `train.efficientnet`.
         identity_weights: file with a network that embeds faces, for identity; see `train.identity`.
-        ages: file with lines "picture,years": old faces are drawn more often (inpainters); empty for none.
+        ages: file with lines "picture,years": some faces are drawn evenly over the decades (inpainters); empty for
+            none.
         age_weights: file written by `unmask data ages`, for the loss age.
         start: weights to start from, safetensors of the whole network; empty for random ones.
         teacher: of more-masks: weights of a segmenter, safetensors, whose borders of masks are kept.

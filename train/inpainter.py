@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unmask.models.geometry import CROP_SIZE, EYE_DISTANCE_PX, canonical_crop, transform_landmarks
 from unmask.models.outline import beyond_outline, disc, fill_beyond
 from unmask.models.placement import USUAL, Shift
-from unmask.train.ages import old_faces, read_ages
+from unmask.train.ages import by_decade, read_ages
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, Sample, augment, background, relight
 from unmask.train.glasses import wear_glasses
@@ -33,8 +33,8 @@ WORN_SHARE = 0.5
 """How many training faces wear a drawn mask, with its shadow and loops, instead of a mere hole."""
 TURNED_SHARE = 0.5
 """How many training faces are turned aside: few pictures show profiles."""
-OLD_SHARE = 0.3
-"""How many are drawn from those that look old, where a recipe names ages: of the pictures at hand they are a tenth."""
+EVEN_SHARE = 0.4
+"""How many are drawn evenly over the decades, where a recipe names ages: a tenth of the pictures at hand look old."""
 _ASIDE_SHARE = 0.1
 """How many are drawn from those that were photographed from aside, by more than `_ASIDE` degrees."""
 _ASIDE = 25.0
@@ -266,17 +266,18 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         aside = photographed_aside(self.faces, self.training)
         self.aside = aside if len(aside) else None
         ages = read_ages(Path(recipe.ages)) if recipe.ages else {}
-        self.old = old_faces(self.faces, self.training, ages) if ages else None
+        self.decades = by_decade(self.faces, self.training, ages) if ages else []
 
     def batch(self, phase: Phase, seed: int) -> Batch:
-        drawn = [self.perhaps_old(draw) for draw in self.draws(phase, seed)]
+        drawn = [self.evened(draw) for draw in self.draws(phase, seed)]
         return make_training_batch(self.faces, drawn, phase.size, self.templates, self.aside)
 
-    def perhaps_old(self, draw: Draw) -> Draw:
-        """An old face in place of some of those drawn."""
-        if self.old is None:
+    def evened(self, draw: Draw) -> Draw:
+        """A face of any decade in place of some of those drawn, where ages are known."""
+        if not self.decades or draw.rng.random() > EVEN_SHARE:
             return draw
-        return draw._replace(face=int(draw.rng.choice(self.old))) if draw.rng.random() < OLD_SHARE else draw
+        decade = self.decades[int(draw.rng.integers(len(self.decades)))]
+        return draw._replace(face=int(draw.rng.choice(decade)))
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])
