@@ -1,7 +1,8 @@
 """How old faces look: labels by eye, and a head on EfficientNet-Lite that tells it from the lower face.
 
 Few faces in collections of pictures are old, and what is painted on an old one looks young: the network knows what
-most lower faces look like. Some faces are drawn evenly over all ages, and the loss "age" asks for one as old as the true one.
+most lower faces look like. Some faces are drawn evenly over all ages, and the loss "age" asks for one as old as the
+true one.
 """
 
 import csv
