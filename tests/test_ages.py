@@ -43,6 +43,10 @@ def test_a_list_of_ages_is_read_and_wrong_ones_are_named(tmp_path: Path) -> None
         listed.write_text(text)
         with pytest.raises(UserError, match="needs a line 'picture,years'"):
             read_ages(listed)
+    for years in ("-3", "999", "nan"):
+        listed.write_text(f"picture,years\na.png,{years}\n")
+        with pytest.raises(UserError, match=r"says that 'a\.png' is "):
+            read_ages(listed)
 
 
 def test_ages_are_learnt_from_faces_and_asked_back(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ Indices = npt.NDArray[np.int64]
 
 MAPS: Final = ("stage2", "stage3", "stage5", "stage7")
 """The feature maps that the head looks at: those of the recipes' discriminator of shapes, so that they cost nothing."""
+_OLDEST: Final = 130.0
 _RIDGE: Final = 0.3
 _DECADES: Final = 10
 _LAST: Final = 7
@@ -45,11 +46,14 @@ def read_ages(file: Path) -> dict[str, float]:
     """
     try:
         with file.open(newline="") as lines:
-            return {row["picture"]: float(row["years"]) for row in csv.DictReader(lines)}
+            ages = {row["picture"]: float(row["years"]) for row in csv.DictReader(lines)}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"ages: cannot read '{file}': {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"ages: '{file}' needs a line 'picture,years', and one like it for each face") from error
+    if wrong := [name for name, years in ages.items() if not 0 <= years <= _OLDEST]:
+        raise UserError(f"ages: '{file}' says that '{wrong[0]}' is {ages[wrong[0]]:g} years old")
+    return ages
 
 
 def by_decade(faces: FaceCrops, chosen: Indices, ages: Mapping[str, float]) -> list[Indices]:

@@ -158,6 +158,7 @@ def ages(
     from unmask.train.efficientnet import EfficientNet
 
     head, labelled, said = fit_age_head(EfficientNet(efficientnet), FaceCrops.open(crops), read_ages(labels))
+    output.parent.mkdir(parents=True, exist_ok=True)
     head.save(output)
     error = float(np.abs(said - labelled).mean()) if len(said) else float("nan")
     print(f"{output}: {error:.1f} years wrong on average, {len(said)} validation faces")
