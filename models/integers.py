@@ -49,8 +49,11 @@ def use_integers(model: openvino.Model, ranges: Ranges) -> None:
 def measure_ranges(
     core: openvino.Core, model: openvino.Model, pictures: Iterable[tuple[U8, ...]], first: int = 1
 ) -> dict[str, tuple[float, float]]:
-    """The range of what goes into each convolution but for those that see the picture (the first ones), write the
-    result (as many channels as the last one has) or enlarge it (a single channel), which stay as they are.
+    """The range of what goes into each convolution, halfway from that of a picture on average to that of all: one
+    that goes far beyond makes all steps coarser (Jacob et al. 2017 average, too).
+
+    Left out are those that see the picture (the first ones), write the result (as many channels as the last one has) or
+    enlarge it (a single channel), which stay as they are.
 
     Args:
         core: what compiles the network.
@@ -64,11 +67,12 @@ def measure_ranges(
     inputs = [openvino.opset13.convert(node.input_value(0), "f32") for node in nodes]
     extended = openvino.Model([openvino.opset13.result(x) for x in inputs], model.get_parameters())
     compiled = core.compile_model(extended, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    low, high = np.zeros(len(nodes)), np.zeros(len(nodes))
+    extremes: list[tuple[list[float], list[float]]] = []
     for arrays in pictures:
-        found = compiled([x[None] for x in arrays])
-        low = np.minimum(low, [x.min() for x in found.values()])
-        high = np.maximum(high, [x.max() for x in found.values()])
+        found = compiled([x[None] for x in arrays]).values()
+        extremes.append(([min(0.0, float(x.min())) for x in found], [max(0.0, float(x.max())) for x in found]))
+    seen = np.array(extremes)
+    low, high = (seen.mean(0) + np.array([seen[:, 0].min(0), seen[:, 1].max(0)])) / 2
     names = [node.get_friendly_name() for node in nodes]
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
