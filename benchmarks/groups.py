@@ -30,6 +30,7 @@ from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import CROP_SIZE
 from unmask.train.ages import AgeHead, fit_ridge, pooled, read_ages
 from unmask.train.data import FaceCrops
+from unmask.train.evaluate import psnr
 from unmask.train.instruments import Instruments
 from unmask.train.losses import lower_part
 from unmask.train.masks import hidden_region
@@ -112,7 +113,7 @@ def painted_faces(
             skin_angle(truth, crops.points[index]),
             truth,
             result,
-            float(10 * np.log10(255**2 / np.mean(error**2))),
+            psnr(error),
             judge.lpips(truth, result),
             judge.identity(truth, result),
             (said[0], said[1]),
