@@ -10,8 +10,8 @@ SqueezeNet's feature maps (of LPIPS) of the lower face, pooled, and a ridge regr
 training faces of the list. What it says of the painted face less what it says of the true one counts, so that what it
 gets wrong in both does not; its mistakes on the true faces ("judge") are printed, too. Ages are by the label.
 
-Skin is told by the individual typology angle of cheeks and forehead (Chardon et al. 1991,
-doi:10.1111/j.1467-2494.1991.tb00561.x). The light of the pictures is not known, so that it sorts pictures, not people.
+Skin is told by its colour on cheeks and nose (`unmask.train.skins`). The light of the pictures is not known, so that it
+sorts pictures, not people.
 """
 
 import argparse
@@ -27,22 +27,19 @@ import numpy.typing as npt
 import torch
 
 from unmask.models.engine import Engine, choose, load
-from unmask.models.geometry import CROP_SIZE
 from unmask.train.ages import AgeHead, fit_ridge, pooled, read_ages
 from unmask.train.data import FaceCrops
-from unmask.train.evaluate import psnr
+from unmask.train.evaluate import painted_crops, psnr
 from unmask.train.instruments import Instruments
 from unmask.train.losses import lower_part
-from unmask.train.masks import hidden_region
+from unmask.train.skins import skin_angle
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 AGES: Final = (0, 15, 30, 50, 65, 120)
-SKINS: Final = (-90, -30, 10, 28, 41, 55, 90)
-"""Degrees: dark, brown, tan, intermediate, light, very light."""
-_SKIN: Final = (50, 280, 151, 107, 336)
-_PATCH_PX: Final = 5
+SKINS: Final = (-90, 0, 28, 41, 55, 90)
+"""Degrees: dark or brown, tan, intermediate, light, very light."""
 _SHOWN: Final = 32
 _COLUMNS: Final = 8
 
@@ -83,41 +80,24 @@ def judge_of_ages(judge: Instruments, crops: FaceCrops, ages: Mapping[str, float
     return fit_ridge(seen, np.array([ages[crops.names[i]] for i in learnt]))
 
 
-def skin_angle(rgb: U8, points: F32) -> float:
-    """Individual typology angle in degrees: the larger, the lighter."""
-    lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    spots = [
-        lab[max(0, y - _PATCH_PX) : y + _PATCH_PX, max(0, x - _PATCH_PX) : x + _PATCH_PX].reshape(-1, 3)
-        for x, y in points[list(_SKIN), :2].round().astype(int)
-    ]
-    lightness, _, yellow = np.median(np.concatenate(spots), axis=0)
-    return float(np.degrees(np.arctan2(lightness - 50.0, max(float(yellow), 1e-3))))
-
-
 def painted_faces(
     engine: Engine, crops: FaceCrops, ages: Mapping[str, float], judge: Instruments, head: AgeHead
 ) -> Iterator[Painted]:
     """The validation faces that have a label, as `unmask evaluate inpainter` has them painted."""
-    for seed, index in enumerate(crops.split(validation=True)):
-        truth = crops.crops[index].copy()
-        hidden = hidden_region(crops.points[index], np.random.default_rng(seed), (CROP_SIZE, CROP_SIZE)) > 0
-        inside = hidden & (crops.inside[index] > 0)
-        if crops.names[index] not in ages or not inside.any():
-            continue
-        mask = hidden.astype(np.uint8) * np.uint8(255)
-        result = np.where(hidden[..., None], engine(truth[None], mask[None])[0], truth).astype(np.uint8)
-        error = (result.astype(np.float64) - truth)[inside]
-        said = head.years_of(torch.stack([features(judge, x) for x in (truth, result)])).tolist()
-        yield Painted(
-            ages[crops.names[index]],
-            skin_angle(truth, crops.points[index]),
-            truth,
-            result,
-            psnr(error),
-            judge.lpips(truth, result),
-            judge.identity(truth, result),
-            (said[0], said[1]),
-        )
+    for face in painted_crops(engine, crops, lambda done, total: None):
+        name = crops.names[face.index]
+        if name in ages:
+            said = head.years_of(torch.stack([features(judge, x) for x in (face.truth, face.result)])).tolist()
+            yield Painted(
+                ages[name],
+                skin_angle(face.truth, crops.points[face.index]),
+                face.truth,
+                face.result,
+                psnr((face.result.astype(np.float64) - face.truth)[face.inside]),
+                judge.lpips(face.truth, face.result),
+                judge.identity(face.truth, face.result),
+                (said[0], said[1]),
+            )
 
 
 def print_group(name: str, faces: Sequence[Painted]) -> None:

@@ -250,6 +250,11 @@ class Frame:
         return planes
 
     @property
+    def masks_left(self) -> int:
+        """How many faces look masked and keep their mask."""
+        return sum(face.looks_masked and not face.masked for face in self.faces)
+
+    @property
     def max_faces(self) -> int:
         return (self.buffer.size - self.layout.pixel_bytes) // FACE_BYTES
 

@@ -467,7 +467,7 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
         height=frame.layout.height,
         faces=tuple(found),
         masks_removed=sum(face.unmasked for face in found),
-        masks_left=sum(face.looks_masked and not face.unmasked for face in found),
+        masks_left=frame.masks_left,
         seconds=round(seconds, 3),
         notices=notices,
     )

@@ -131,6 +131,14 @@ def test_degrading_and_cutting_off_keep_shape_and_range(face: F32, portrait: Por
     np.testing.assert_array_equal(cut.rgb[0], cut.rgb[1])
 
 
+def test_some_pictures_are_sharpened() -> None:
+    step = np.full((256, 256, 3), 0.3, np.float32)
+    step[:, 128:] = 0.7
+    across = [degrade(step, np.random.default_rng(seed)).mean((0, 2)) for seed in range(80)]  # noise averages out
+    halos = [columns[:128].min() < 0.27 and columns[128:].max() > 0.73 for columns in across]
+    assert 10 <= sum(halos) <= 40
+
+
 def print_in(face: F32, points: F32, fabrics: Sequence[F32], seed: int) -> tuple[F32, npt.NDArray[np.bool_]]:
     masked = draw_mask(face, points, np.random.default_rng(seed), printed(fabrics), Outline())
     return masked.rgb, masked.coverage > 0.9

@@ -22,7 +22,7 @@ from unmask.train.tracker_data import FACE_SIZE, box_of
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = (
     *("inpainter", "inpainter-identity", "inpainter-profile", "inpainter-features", "inpainter-outlines"),
-    *("inpainter-seam", "inpainter-ages"),
+    *("inpainter-seam", "inpainter-ages", "inpainter-whole"),
     *("segmenter", "segmenter-real", "more-masks", "ear-loops"),
     *("context-encoder", "gated", "fourier", "attention", "din2020", "oagan", "segmenter-imagenet"),
     *("detector", "landmarker"),
@@ -35,6 +35,7 @@ SMALL = {
     "inpainter-outlines": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-seam": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "inpainter-ages": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
+    "inpainter-whole": ["sizes.widths=[8, 8, 8, 16, 16]", "start="],
     "segmenter": ["sizes.width=4"],
     "segmenter-real": ["sizes.width=4", "start="],
     "more-masks": ["sizes={width: 4, loops: 4}"],

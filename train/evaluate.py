@@ -4,6 +4,7 @@ What trained a network must not judge it: pictures are those of the validation s
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -59,28 +60,49 @@ def sharpness(rgb: U8, mask: npt.NDArray[np.bool_]) -> float:
     return float(cv2.Laplacian(luma, cv2.CV_64F)[mask].var())
 
 
-def evaluate_inpainter(engine: Engine, crops: FaceCrops, progress: Progress) -> dict[str, float]:
-    """Paint validation faces under synthetic masks, the true mask given.
+@dataclass(frozen=True, slots=True)
+class PaintedCrop:
+    """A validation face, painted.
 
-    Protocol: every crop of the validation split, one mask each (seed: its position), at 256x256; figures are means over
-    the pictures (sharpness: the median). OpenCV's Telea inpainting (radius 5) is measured on the same masks.
+    Attributes:
+        index: of the crop.
+        truth, result: (256, 256, 3) uint8, the bare face, and with what was hidden painted.
+        hidden: (256, 256) uint8, 255 where it was.
+        inside: (256, 256) bool, the same as far as there is a truth.
     """
-    rows = []
+
+    index: int
+    truth: U8
+    result: U8
+    hidden: U8
+    inside: npt.NDArray[np.bool_]
+
+
+def painted_crops(engine: Engine, crops: FaceCrops, progress: Progress) -> Iterator[PaintedCrop]:
+    """Paint every crop of the validation split, one synthetic mask each (seed: its position), at 256x256; the true mask
+    is given."""
     indices = crops.split(validation=True)
     for done, index in enumerate(indices):
         progress(done, len(indices))
-        truth = np.ascontiguousarray(crops.crops[index])
-        size = (CROP_SIZE, CROP_SIZE)
-        hidden = hidden_region(crops.points[index], np.random.default_rng(done), size) > 0
+        truth = crops.crops[index].copy()
+        hidden = hidden_region(crops.points[index], np.random.default_rng(done), (CROP_SIZE, CROP_SIZE)) > 0
         inside = hidden & (crops.inside[index] > 0)
-        if not inside.any():
-            continue
-        mask = hidden.astype(np.uint8) * np.uint8(255)
-        painted = np.where(hidden[..., None], engine(truth[None], mask[None])[0], truth).astype(np.uint8)
-        telea = cv2.inpaint(truth, mask, 5, cv2.INPAINT_TELEA)
-        error, baseline = (p.astype(np.float64) - truth for p in (painted, telea))
-        ratio = sharpness(painted, inside) / max(sharpness(truth, inside), 1e-6)
-        similarity = structural_similarity(painted, truth)
+        if inside.any():
+            mask = hidden.astype(np.uint8) * np.uint8(255)
+            result = np.where(hidden[..., None], engine(truth[None], mask[None])[0], truth).astype(np.uint8)
+            yield PaintedCrop(int(index), truth, result, mask, inside)
+
+
+def evaluate_inpainter(engine: Engine, crops: FaceCrops, progress: Progress) -> dict[str, float]:
+    """Measure `painted_crops`: means over the pictures (sharpness: the median). OpenCV's Telea inpainting (radius 5) is
+    measured on the same masks."""
+    rows = []
+    for face in painted_crops(engine, crops, progress):
+        telea = cv2.inpaint(face.truth, face.hidden, 5, cv2.INPAINT_TELEA)
+        error, baseline = (p.astype(np.float64) - face.truth for p in (face.result, telea))
+        inside = face.inside
+        ratio = sharpness(face.result, inside) / max(sharpness(face.truth, inside), 1e-6)
+        similarity = structural_similarity(face.result, face.truth)
         rows.append((psnr(error[inside]), psnr(baseline[inside]), psnr(error), similarity, ratio, inside.mean()))
     table = np.array(rows)
     return {

@@ -24,6 +24,7 @@ from unmask.train.masks import hidden_region, mask_coverage, raised, random_outl
 from unmask.train.materials import Masked, Template, degrade, draw_mask, wear_template
 from unmask.train.objectives import ObjectiveTrainer, Scene, on_device, shown
 from unmask.train.sheets import picture_sheet, tinted
+from unmask.train.skins import dark_faces
 from unmask.train.turning import random_turn, turn_head
 
 U8 = npt.NDArray[np.uint8]
@@ -35,6 +36,8 @@ TURNED_SHARE = 0.5
 """How many training faces are turned aside: few pictures show profiles."""
 EVEN_SHARE = 0.4
 """How many are drawn evenly over the decades, where a recipe names ages: a tenth of the pictures at hand look old."""
+DARK_SHARE = 0.12
+"""Of the others, how many are drawn from those whose skin looks dark: a sixteenth of the pictures at hand."""
 _ASIDE_SHARE = 0.1
 """How many are drawn from those that were photographed from aside, by more than `_ASIDE` degrees."""
 _ASIDE = 25.0
@@ -267,17 +270,20 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
         self.aside = aside if len(aside) else None
         ages = read_ages(Path(recipe.ages)) if recipe.ages else {}
         self.decades = by_decade(self.faces, self.training, ages) if ages else []
+        self.dark = dark_faces(self.faces, self.training)
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         drawn = [self.evened(draw) for draw in self.draws(phase, seed)]
         return make_training_batch(self.faces, drawn, phase.size, self.templates, self.aside)
 
     def evened(self, draw: Draw) -> Draw:
-        """A face of any decade in place of some of those drawn, where ages are known."""
-        if not self.decades or draw.rng.random() > EVEN_SHARE:
-            return draw
-        decade = self.decades[int(draw.rng.integers(len(self.decades)))]
-        return draw._replace(face=int(draw.rng.choice(decade)))
+        """In place of some of those drawn a face of any decade, where ages are known, or one whose skin looks dark."""
+        if self.decades and draw.rng.random() < EVEN_SHARE:
+            decade = self.decades[int(draw.rng.integers(len(self.decades)))]
+            return draw._replace(face=int(draw.rng.choice(decade)))
+        if len(self.dark) and draw.rng.random() < DARK_SHARE:
+            return draw._replace(face=int(draw.rng.choice(self.dark)))
+        return draw
 
     def scene(self, phase: Phase, step: int, batch: Batch) -> Scene:
         (truth, seen), (mask, inside) = self.augmenter([batch.truth, batch.seen], [batch.mask, batch.inside])

@@ -537,21 +537,31 @@ def cut_off(masked: Masked, rng: np.random.Generator) -> Masked:
 
 
 def degrade(rgb: F32, rng: np.random.Generator) -> F32:
-    """What cameras and codecs do: blur, low resolution, noise, JPEG. (H, W, 3) float32 0..1 in and out."""
+    """What cameras and codecs do: blur, low resolution, noise, sharpening, JPEG. (H, W, 3) float32 0..1 in and out."""
     size = rgb.shape[:2]
     if rng.random() < 0.35:
         rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 0.012 * size[0]))
     if rng.random() < 0.35:
         factor = rng.uniform(0.25, 0.9)
         small = np.asarray(cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.float32)
+        if rng.random() < 0.3:
+            small = _sharpened(small, rng)
         if rng.random() < 0.5:  # compressed while it was small: colours bleed over several pixels
             small = _compressed(small, rng)
         rgb = np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
     if rng.random() < 0.4:
         rgb = rgb + rng.uniform(0.005, 0.05) * rng.standard_normal(rgb.shape, np.float32)
+    if rng.random() < 0.25:
+        rgb = _sharpened(rgb, rng)
     if rng.random() < 0.5:
         return _compressed(rgb, rng)
     return np.clip(rgb * 255, 0, 255).astype(np.uint8).astype(np.float32) / np.float32(255)
+
+
+def _sharpened(rgb: F32, rng: np.random.Generator) -> F32:
+    """As phones and websites do it, too strongly: unsharp masking."""
+    blurred = cv2.GaussianBlur(rgb, (0, 0), float(rng.uniform(0.002, 0.008)) * rgb.shape[0])
+    return np.asarray(np.clip(rgb + rng.uniform(0.3, 1.5) * (rgb - blurred), 0, 1), np.float32)
 
 
 def _compressed(rgb: F32, rng: np.random.Generator) -> F32:

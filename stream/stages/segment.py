@@ -166,7 +166,7 @@ class Segment(Stage):
             self._find(frame, changed)
         masked = [face.track_id for face in frame.faces if face.masked]
         self._faces_unmasked += len(masked)
-        self._masks_left += sum(face.looks_masked and not face.masked for face in frame.faces)
+        self._masks_left += frame.masks_left
         self._tracks_unmasked.update(masked)
         present = {face.track_id for face in frame.faces}
         self._memory = {track: m for track, m in self._memory.items() if track in present}
