@@ -16,6 +16,7 @@ from unmask.stream.canvas import canvas_for
 from unmask.stream.frame import F64, U8, Face, Frame
 from unmask.stream.mask_memory import Memory, carried, has_gone, near_before, steadied
 from unmask.stream.mask_shape import MaskShape
+from unmask.stream.rims import rims_in_front
 from unmask.stream.stage import Context, Stage
 
 F32 = npt.NDArray[np.float32]
@@ -104,6 +105,15 @@ def _least_sure(face: Face) -> float:
     if face.wears is None or face.looks_masked:
         return 0.0
     return _CERTAIN_THOUGH_BARE if face.wears < _LOOKS_BARE else _TOLD
+
+
+def _show_rims(face: Face, points: F32) -> None:
+    """Take rims of glasses in front of a mask out of what is replaced; what is under them stays unknown (not 0)."""
+    seen = face.pictures
+    rims = rims_in_front(seen.crop, seen.hidden, points)
+    if rims is not None:
+        less = cv2.multiply(seen.mask, cv2.bitwise_not(rims), scale=1 / 255)
+        seen.mask[:] = cv2.max(less, cv2.min(seen.mask, 1))
 
 
 def _sureness(probability: F32) -> float:
@@ -242,6 +252,7 @@ class Segment(Stage):
         if face.masked:
             likely = cv2.max(now, probability)  # a mask that rises is over an eye at once
             face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, likely, points)
+            _show_rims(face, points)
         else:
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
