@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.models.outline import Shown, disc, hull
-from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction
+from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction, followed
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import Who
+from unmask.stream.mask_shape import EYES
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -38,6 +39,17 @@ _HIDDEN: Final = 0.2
 """Share of an eye that a mask may cover to be remembered, and that it must to be shown from memory."""
 _SECONDS: Final = 6.0
 """How long eyes are remembered."""
+_LOST_SECONDS: Final = 0.2
+"""After that what was followed may be anywhere."""
+_HALF: Final = 0.3
+"""Share of the opening of an eye that a mask must cover, where landmarks are known."""
+_LID_PX: Final = 2
+_FEWEST_PX: Final = 20
+_OTHER: Final = 30.0
+"""Mean difference (of 255) of what can be seen of the eyes, lids and all, from what is remembered, from which on they
+are others: closed, or looking elsewhere. Fewer pixels say nothing."""
+_TOUCHED: Final = 0.03
+"""Share of an eye that a mask covers from which on landmarks are guesses; they slip up with it."""
 _BLINK: Final = 0.8
 _BLINK_SECONDS: Final = 1.5
 """Eyes that are open less than that, compared with what is remembered, may blink: for so long the others are kept."""
@@ -143,6 +155,33 @@ class _Showing:
 
 
 @dataclass(slots=True)
+class _Followed:
+    """Landmarks that are told by what is seen above the eyes.
+
+    Attributes:
+        seconds: the time of the frame.
+        points_px: (468, 3) float32 px of the frame; None where they are not known.
+    """
+
+    seconds: float = -math.inf
+    points_px: F32 | None = None
+
+    def go_along(self, eyes: Seen, face: Face, seconds: float) -> None:
+        """Look for them in another frame, from the face as it was when its `eyes` were seen last, and write them."""
+        before = self.points_px if seconds - self.seconds < _LOST_SECONDS else None
+        expected = eyes.points if before is None else transform_landmarks(face.crop_from_frame, before)
+        found = followed(eyes, face.pictures.crop, _trusted(face), expected)
+        self.seconds, self.points_px = seconds, None
+        if found is not None:
+            back = np.asarray(cv2.invertAffineTransform(face.crop_from_frame), np.float64)
+            face.landmarks_px = self.points_px = transform_landmarks(back, found)
+
+    def sure_at(self, seconds: float) -> bool:
+        """Whether they were found in the frame of that time."""
+        return self.seconds == seconds and self.points_px is not None
+
+
+@dataclass(slots=True)
 class _Person:
     """What is remembered of a track.
 
@@ -155,6 +194,7 @@ class _Person:
         waiting: the face in the last frames without a mask, the oldest first: not yet in `views`.
         masked_since: when a mask came last; None where the face had never been seen without one.
         masked_until: when one was seen last; None before the first.
+        followed: its landmarks while a mask hides eyes.
         showing: what is shown in place of the mask.
     """
 
@@ -166,6 +206,7 @@ class _Person:
     waiting: deque[Seen] = field(default_factory=deque)
     masked_since: float | None = None
     masked_until: float | None = None
+    followed: _Followed = field(default_factory=_Followed)
     showing: _Showing = field(default_factory=_Showing)
 
 
@@ -235,17 +276,36 @@ class FaceMemory:
         """Forget everything, as after a cut."""
         self._people.clear()
 
+    def place(self, face: Face, seconds: float) -> None:
+        """Put the landmarks of a face right where its mask touches an eye, as they slip up with it. If the eyes were
+        seen a moment ago, they are those of then, gone along with what is seen above the mask."""
+        person = self._people.get(face.track_id, _Person())
+        if person.eyes is None or seconds - person.eyes[0].seconds > _SECONDS:
+            return
+        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+        if max(_covered(face.pictures.hidden, zone) for zone in _zones(points)) > _TOUCHED:
+            person.followed.go_along(person.eyes[0], face, seconds)
+
     def with_eyes(self, face: Face, shown: Shown, seconds: float) -> Shown:
         """Put eyes that the mask hides into what the network is shown, if they were seen a moment ago."""
         person = self._people.get(face.track_id, _Person())
         if person.eyes is None or seconds - person.eyes[0].seconds > _SECONDS:
             return shown
-        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
-        zones = [zone for zone in _zones(points) if _covered(shown.hidden, zone) > _HIDDEN]
-        if not zones:
+        points, sure = transform_landmarks(face.crop_from_frame, face.landmarks_px), person.followed.sure_at(seconds)
+        openings = [cv2.dilate(hull(points[list(eye)], CROP_SIZE), disc(_LID_PX)) for eye in EYES]
+        hidden = [
+            _covered(shown.hidden, eye) > _HALF if sure else _covered(shown.hidden, zone) > _HIDDEN
+            for eye, zone in zip(openings, _zones(points), strict=True)
+        ]
+        if not any(hidden):
             return shown
-        given = cv2.bitwise_and(np.asarray(np.maximum.reduce(zones), np.uint8), shown.hidden)
-        eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points, given).rgb
+        zones, seen = _zones(points), cv2.bitwise_and(cv2.bitwise_or(*openings), _trusted(face))
+        eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points, cv2.bitwise_or(*zones)).rgb
+        if _differs(eyes, shown.rgb, seen):
+            return shown
+        given = cv2.bitwise_and(
+            np.maximum.reduce([z for z, hides in zip(zones, hidden, strict=True) if hides]), shown.hidden
+        )
         return Shown(
             np.where(given[..., None] > 0, eyes, shown.rgb).astype(np.uint8),
             cv2.bitwise_and(shown.hidden, cv2.bitwise_not(given)),
@@ -259,8 +319,8 @@ class FaceMemory:
 
     def show_bare(self, face: Face, shown: Shown, painted: U8, seconds: float) -> float:
         """Show the face that was bare before its mask came over what the network has `painted` (S, S, 3) of its hidden
-        part; written in place. The less so the further the head has turned away from how it was seen, and the more of
-        the eyes its mask covers: then landmarks are guesses. Returns how much of it is shown, 0..1."""
+        part; written in place. The less so the further the head has turned away from how it was seen, and, where its
+        landmarks are guesses, the more of the eyes its mask covers. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
         if not person.views:
             return 0.0
@@ -275,7 +335,8 @@ class FaceMemory:
         part = _around(inside)
         bare, before, inside, area = bare[part], painted[part], inside[part], area[part]
         difference = cv2.transform(cv2.absdiff(bare, before), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
-        blind = max(_covered(face.pictures.mask, zone) for zone in _zones(points))
+        sure = person.followed.sure_at(seconds)
+        blind = 0.0 if sure else max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         other = float(difference[inside > 0].mean()) if inside.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
         wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
@@ -355,6 +416,13 @@ def _zones(points: F32) -> list[U8]:
 def _covered(mask: U8, zone: U8) -> float:
     """Share of a zone where a mask is."""
     return cv2.countNonZero(cv2.bitwise_and(mask, zone)) / max(1, cv2.countNonZero(zone))
+
+
+def _differs(before: U8, now: U8, where: U8) -> bool:
+    """Whether what can be seen of eyes (255 there) is not what it was: they may be closed by now."""
+    if cv2.countNonZero(where) < _FEWEST_PX:
+        return False
+    return float(np.mean(cv2.mean(cv2.absdiff(before, now), mask=where)[:3])) > _OTHER
 
 
 def _opening(points: F32) -> float:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from unmask.models.geometry import CROP_SIZE, fit_affine, head_pose, transform_points
+from unmask.models.geometry import CROP_SIZE, fit_affine, head_pose, transform_landmarks, transform_points
 from unmask.models.outline import hull, spread
 from unmask.stream.frame import U8
 
@@ -33,6 +33,23 @@ _FIT_PX: Final = 8.0
 _SMOOTH_SLOPE: Final = 1.0
 """What is seen beside a mask says to a fraction of a pixel where the face is. Landmarks say it better where that would
 be far off, and where slopes (mean square, in grey levels per px) are as small as on a forehead."""
+_UPPER: Final = (*(10, 338, 297, 332, 284, 251, 389, 356, 127, 162, 21, 54, 103, 67, 109), *(33, 133, 362, 263, 168))
+"""Landmarks around forehead, temples and eyes."""
+_HAIR_PX: Final = 40
+_FEATURES: Final = 120
+_FEATURE_QUALITY: Final = 0.005
+_FEATURES_APART_PX: Final = 4
+_WINDOW: Final = (21, 21)
+_LEVELS: Final = 3
+_BACK_PX: Final = 1.0
+"""How near a feature that is followed there and back must come to where it was."""
+_AGREES_PX: Final = 3.0
+_AGREE: Final = (10, 0.4)
+"""How many features, and what share of those that are found again, must move as one similarity says to within
+`_AGREES_PX`."""
+_LARGER: Final = 1.2
+_TILTED: Final = 0.3
+"""By how much a head is larger or smaller at most than a moment before, and tilted, radians."""
 _MOUTH: Final = (13, 14)
 _MOUTH_CORNERS: Final = (61, 291)
 _CELL_DEGREES: Final = 8.0
@@ -63,6 +80,15 @@ class Seen:
         """How far the mouth is open, over its width."""
         upper, lower, left, right = self.points[[*_MOUTH, *_MOUTH_CORNERS], :2]
         return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(left - right)), 1.0))
+
+    @cached_property
+    def features(self) -> F32:
+        """(N, 1, 2) float32: corners in the forehead, along the hair, in brows and eyes, px of the crop."""
+        upper = self.points[list(_UPPER), :2]
+        where = hull(np.concatenate([upper, upper - np.array([0, _HAIR_PX], np.float32)]), CROP_SIZE)
+        grey = cv2.cvtColor(self.crop, cv2.COLOR_RGB2GRAY)
+        found = cv2.goodFeaturesToTrack(grey, _FEATURES, _FEATURE_QUALITY, _FEATURES_APART_PX, mask=where)
+        return np.empty((0, 1, 2), np.float32) if found is None else np.asarray(found, np.float32)
 
     @cached_property
     def sharpness(self) -> float:
@@ -107,6 +133,46 @@ class Views:
 
     def __bool__(self) -> bool:
         return bool(self.views)
+
+
+def followed(before: Seen, rgb: U8, known: U8, expected: F32) -> F32 | None:
+    """Where the landmarks of a face are that was seen a moment before, told by what is seen of it above its eyes: the
+    optical flow of features there (Lucas and Kanade 1981, in Bouguet's pyramids) and the similarity that they agree on.
+
+    Args:
+        before: the face as it was seen.
+        rgb: (S, S, 3) uint8, its canonical crop now, which may lie beside where it should.
+        known: (S, S) uint8, above 0 where that can be trusted.
+        expected: (468, 3) float32, where the landmarks are, to some 20 px of the crop.
+
+    Returns:
+        (468, 3) float32 px of the crop; None where too little is seen, or it does not agree.
+    """
+    if len(before.features) < _AGREE[0]:
+        return None
+    grey, now = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (before.crop, rgb))
+    ahead, _ = fit_affine(before.points[:, :2], expected[:, :2])
+    there = transform_points(ahead, before.features[:, 0]).copy().reshape(-1, 1, 2)
+    there, found, _ = _flow(grey, now, before.features, there)
+    back, again, _ = _flow(now, grey, there, before.features.copy())
+    x, y = np.clip(np.rint(there[:, 0]), 0, CROP_SIZE - 1).astype(int).T
+    good = (found[:, 0] & again[:, 0] & (known[y, x] > 0)) > 0
+    good &= np.linalg.norm((back - before.features)[:, 0], axis=1) < _BACK_PX
+    if good.sum() < _AGREE[0]:
+        return None
+    there = there[good]
+    matrix, agreeing = cv2.estimateAffinePartial2D(before.features[good], there, ransacReprojThreshold=_AGREES_PX)
+    if matrix is None or agreeing.sum() < _AGREE[0] or agreeing.mean() < _AGREE[1]:
+        return None
+    zoom = float(np.hypot(*matrix[:, 0]))
+    if not 1 / _LARGER < zoom < _LARGER or abs(np.arctan2(matrix[1, 0], matrix[0, 0])) > _TILTED:
+        return None
+    return transform_landmarks(np.asarray(matrix, np.float64), before.points)
+
+
+def _flow(before: U8, now: U8, points: F32, guess: F32) -> tuple[F32, U8, F32]:
+    flags = cv2.OPTFLOW_USE_INITIAL_FLOW
+    return cv2.calcOpticalFlowPyrLK(before, now, points, guess, winSize=_WINDOW, maxLevel=_LEVELS, flags=flags)
 
 
 class Then(NamedTuple):

@@ -23,7 +23,7 @@ _FEATHER_PX: Final = 3
 """Width of the soft edge."""
 _GAP_PX: Final = 5
 """Half the width of what is narrow: there the painted region does not reach beyond the mask."""
-_EYES: Final = (
+EYES: Final = (
     (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7),
     (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249),
 )
@@ -70,7 +70,7 @@ class MaskShape:
         certain = cv2.compare(probability, _HIDES_EYE, cv2.CMP_GE)
         covered = cv2.dilate(certain, self._grow)
         eyes = np.zeros_like(certain)
-        for eye in _EYES:
+        for eye in EYES:
             contour, region = np.round(points[list(eye)]).astype(np.int32), np.zeros_like(certain)
             cv2.fillPoly(region, [contour], 255)
             cv2.polylines(region, [contour], True, 255, 2 * _LID_PX)

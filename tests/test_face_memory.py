@@ -13,7 +13,7 @@ from faces import Portrait
 from unmask.models.geometry import CROP_SIZE, transform_landmarks, transform_points
 from unmask.models.outline import Shown, disc, hull
 from unmask.stream.face_memory import FaceMemory
-from unmask.stream.face_views import Seen, Views, as_now, direction
+from unmask.stream.face_views import Seen, Views, as_now, direction, followed
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import load_views, save_views
 
@@ -103,6 +103,100 @@ def test_a_blink_is_not_remembered(portrait: Portrait) -> None:
     memory.look([replace(blinking, masked=False)], 3.0)
     shown = memory.with_eyes(face, behind_a_mask(face, crop), 3.1)
     assert shown.rgb[shown.given > 0].mean() < 0.5 * opened, "those that stay closed are, after a while"
+
+
+def slipped(face: Face, by: float) -> Face:
+    """The same face, whose landmarks lie too high by some px of its crop."""
+    points = face.landmarks_px.copy()
+    points[:, 1] -= by / np.hypot(*face.crop_from_frame[0, :2])
+    return replace(face, landmarks_px=points)
+
+
+def rows_of_eyes(face: Face) -> tuple[int, int]:
+    """The rows of the crop of the middle of the eyes, and of the brows."""
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    return int(points[[33, 133, 362, 263], 1].mean()), int(points[[105, 334], 1].mean())
+
+
+def test_a_face_is_followed_by_what_is_seen_above_its_eyes(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop, points = face.pictures.crop.copy(), transform_landmarks(face.crop_from_frame, face.landmarks_px)
+    before = Seen(crop, points, 0.0)
+    moved = cv2.getRotationMatrix2D((128, 128), 5, 1.06)
+    moved[:, 2] += 12, -16
+    now = np.asarray(cv2.warpAffine(crop, moved, (CROP_SIZE, CROP_SIZE), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    truth = transform_landmarks(moved, points)
+    known = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    known[int(truth[[159, 386], 1].mean()) :] = 0
+    now[known == 0] = (90, 160, 210)
+    found = followed(before, now, known, points)
+    assert found is not None
+    np.testing.assert_allclose(found, truth, atol=2.0)
+    far = points + np.array([60, 30, 0], np.float32)  # tracking that jumps, told by the frame before
+    shift = np.array([[1, 0, 60], [0, 1, 30]], np.float32)
+    away, seen = (cv2.warpAffine(x, shift, (CROP_SIZE, CROP_SIZE)) for x in (now, known))
+    found = followed(before, np.asarray(away, np.uint8), np.asarray(seen, np.uint8), far)
+    assert found is not None
+    np.testing.assert_allclose(found, truth + np.array([60, 30, 0]), atol=2.0)
+    noise = np.random.default_rng(0).integers(0, 255, now.shape).astype(np.uint8)
+    assert followed(before, noise, known, points) is None
+    assert followed(before, now, np.zeros_like(known), points) is None
+    assert followed(Seen(np.full_like(crop, 128), points, 0.0), now, known, points) is None
+
+
+def test_landmarks_that_slip_from_a_mask_are_put_right(portrait: Portrait) -> None:
+    """And all of the face is shown as it was, though the mask lies over the eyes."""
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    eyes, brows = rows_of_eyes(face)
+    put_on(memory, face, crop)
+    shown = behind_a_mask(face, crop, (eyes + brows) // 2)
+    worn = slipped(face, 20)
+    painted = another_face(crop)
+    memory.look([worn], 10.04)
+    assert memory.show_bare(worn, shown, painted, 10.04) < 0.8, "guesses"
+    memory.look([worn], 10.08)
+    memory.place(worn, 10.08)
+    np.testing.assert_allclose(worn.landmarks_px[:, :2], face.landmarks_px[:, :2], atol=3.0)
+    eyes_shown = memory.with_eyes(worn, shown, 10.08)
+    given = eyes_shown.given > 0
+    assert given[eyes + 2, 60:196].mean() > 0.2
+    assert np.abs(eyes_shown.rgb[given].astype(int) - crop[given]).mean() < 8
+    for seconds in np.arange(10.12, 11.0, 0.04):
+        painted = another_face(crop)
+        memory.look([worn], float(seconds))
+        memory.place(worn, float(seconds))
+        share = memory.show_bare(worn, shown, painted, float(seconds))
+    assert share > 0.9
+    assert np.abs(painted[mouth_of(face)].astype(int) - crop[mouth_of(face)]).mean() < 8
+
+
+def test_a_mask_below_the_eyes_leaves_landmarks_as_they_are(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    put_on(memory, face, face.pictures.crop.copy())
+    worn = slipped(face, 4)
+    before = worn.landmarks_px
+    memory.place(worn, 10.0)
+    assert worn.landmarks_px is before
+
+
+def test_eyes_that_are_closed_by_now_are_not_opened(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory.look([face], 0.0)
+    eyes, _ = rows_of_eyes(face)
+    shown = behind_a_mask(face, crop, eyes + 1)
+    memory.look([face], 0.1)
+    memory.place(face, 0.1)
+    assert memory.with_eyes(face, shown, 0.1).given.any()
+    closed = shown.rgb.copy()
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    for corners in ((33, 133), (362, 263)):
+        left, right = sorted(int(x) for x in points[list(corners), 0])
+        closed[eyes - 9 : eyes + 1, left - 4 : right + 5] = crop[eyes + 22, left + 10]
+    face.pictures.crop[:] = closed
+    memory.place(face, 0.1)
+    assert not memory.with_eyes(face, shown._replace(rgb=closed), 0.1).given.any()
 
 
 def put_on(memory: FaceMemory, face: Face, crop: U8, bare: float = 0.6, score: float = 0.0, top: int = BELOW) -> Shown:

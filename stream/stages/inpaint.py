@@ -94,6 +94,7 @@ class Inpaint(Stage):
         # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
         shown = []
         for face in faces:
+            self._memory.place(face, seconds)
             background = _shown(face, put_on=self._memory.is_put_on(face, seconds))
             shown.append(self._memory.with_eyes(face, background, seconds))
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
