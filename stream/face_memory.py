@@ -39,7 +39,7 @@ _HIDDEN: Final = 0.2
 """Share of an eye that a mask may cover to be remembered, and that it must to be shown from memory."""
 _SECONDS: Final = 6.0
 """How long eyes are remembered."""
-_LOST_SECONDS: Final = 0.2
+_LOST_SECONDS: Final = 0.6
 """After that what was followed may be anywhere."""
 _HALF: Final = 0.3
 """Share of the opening of an eye that a mask must cover, where landmarks are known."""
