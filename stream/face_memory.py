@@ -64,6 +64,9 @@ _BEFORE_SECONDS: Final = 0.6
 """How long a view waits until it is known that no mask came after it: a hand and the mask are in the last frames."""
 _AFTER_SECONDS: Final = 0.3
 """How long a face must have been bare to be believed: a mask may have been missed for so long."""
+_BODY_SECONDS: Final = (1.5, 3.0)
+"""So long what a mask that is put on hides beside the face is what was seen there, hair, neck and clothes; and so long
+until none of it is."""
 _PUT_ON_SECONDS: Final = 3.0
 """How long a mask is being put on."""
 _DEGREES: Final = (14.0, 34.0)
@@ -330,20 +333,31 @@ class FaceMemory:
         if wanted == person.showing.share == 0.0:
             return 0.0
         area = hull(points, CROP_SIZE)
-        inside = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
+        near = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
+        recent = _recency(person, seconds)
+        inside = face.pictures.hidden if recent else near
         bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points, inside)
         part = _around(inside)
-        bare, before, inside, area = bare[part], painted[part], inside[part], area[part]
+        bare, before, inside, area, near = bare[part], painted[part], inside[part], area[part], near[part]
         difference = cv2.transform(cv2.absdiff(bare, before), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
         sure = person.followed.sure_at(seconds)
         blind = 0.0 if sure else max(_covered(face.pictures.mask, zone) for zone in _zones(points))
-        other = float(difference[inside > 0].mean()) if inside.any() else 0.0
+        other = float(difference[near > 0].mean()) if near.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
         wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
         share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
-        weight = share * _fade(inside, _EDGE_PX) * np.maximum(_fade(area, _SIDE_PX), _fitting(difference))
+        stays = np.where(near > 0, np.maximum(_fade(area, _SIDE_PX), _fitting(difference)), 0.0)
+        weight = share * _fade(inside, _EDGE_PX) * np.maximum(stays, np.float32(recent))
         before[:] = cv2.convertScaleAbs(before + weight[..., None] * (bare.astype(np.float32) - before))
         return share
+
+
+def _recency(person: _Person, seconds: float) -> float:
+    """1 where what is shown was seen just before the mask came, 0 where that is long ago: hair and clothes move."""
+    view, since = person.showing.view, person.masked_since
+    if view is None or since is None:
+        return 0.0
+    return _share(seconds - since, *_BODY_SECONDS) * _share(abs(since - view.seconds), *_BODY_SECONDS)
 
 
 def _put_on(person: _Person, seconds: float) -> None:

@@ -304,8 +304,31 @@ def test_hair_that_hung_at_the_side_of_a_face_is_gone(portrait: Portrait) -> Non
     cv2.circle(face.pictures.crop, beard.tolist(), 6, (0, 0, 0), -1)
     shown, painted = put_on(memory, face, crop), another_face(crop)
     assert memory.show_bare(face, shown, painted, 10.0) == 1.0
+    assert painted[y, x + 8].mean() < 0.5 * crop[y, x + 8].mean(), "it has not had time to move"
+    painted = another_face(crop)
+    assert memory.show_bare(face, shown, painted, 14.0) == 1.0
     assert painted[y, x + 8].mean() > 0.7 * crop[y, x + 8].mean()
     assert painted[beard[1], beard[0]].mean() < 0.5 * crop[beard[1], beard[0]].mean()
+
+
+def test_what_a_mask_hides_beside_the_face_while_it_is_put_on_is_what_was_there(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    points = transform_points(face.crop_from_frame, face.landmarks_px)
+    beside = cv2.dilate(hull(points, CROP_SIZE), disc(20)) == 0
+    beside[:BELOW] = False
+    face.pictures.crop[beside] = (10, 250, 10)  # hair, neck and clothes
+    shown = put_on(memory, face, crop)
+    beside &= cv2.erode(shown.hidden, disc(8)) > 0
+    assert beside.sum() > 300
+    greens = []
+    for seconds in (10.0, 11.0, 12.2, 13.1):
+        painted = another_face(crop)
+        assert memory.show_bare(face, shown, painted, seconds) == 1.0
+        greens.append(float((painted[beside][:, 1] - painted[beside][:, 0].astype(float)).mean()))
+    assert greens[0] == greens[1] > 150
+    assert 40 < greens[2] < greens[0] - 40
+    assert greens[3] < 40
 
 
 def test_a_face_that_turns_away_gives_way_slowly(portrait: Portrait) -> None:

@@ -88,6 +88,43 @@ def test_a_mask_that_passes_before_what_may_be_no_face_is_left(
     assert frame.faces[0].masked == painted
 
 
+@pytest.mark.parametrize(("bare_frames", "top"), [(3, 150), (0, 150), (3, 100)])
+def test_a_mask_that_comes_from_below_stays_whole_until_it_is_in_the_crop(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, bare_frames: int, top: int
+) -> None:
+    """It goes on beyond the crop's lower border for two frames, and half of it would be left there. Who wore one all
+    the time, a long one for instance, does not wait."""
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    shown: list[bool] = []
+    for index in range(bare_frames + 7):
+        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+        if index >= bare_frames:
+            found[0, top : CROP_SIZE if index < bare_frames + 2 else 220, 70:186] = 255
+        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
+        (frame,) = stage.process(portrait.frame(masked=index >= bare_frames, index=index))
+        shown.append(frame.faces[0].masked)
+    first = shown.index(True)
+    assert all(shown[first:])
+    assert first == 0 if not bare_frames else bare_frames + 2 <= first <= bare_frames + 4
+
+
+def test_a_long_mask_that_is_put_on_comes_off_after_a_while(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    shown: list[bool] = []
+    for index in range(20):
+        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+        found[0, 140 if index >= 3 else CROP_SIZE :, 70:186] = 255
+        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
+        (frame,) = stage.process(portrait.frame(masked=index >= 3, index=index))
+        shown.append(frame.faces[0].masked)
+    assert shown.index(True) == 3 + segment_stage._PUT_ON_FRAMES
+    assert all(shown[3 + segment_stage._PUT_ON_FRAMES :])
+
+
 @pytest.mark.parametrize("rows", [(110, 220), (205, 250)], ids=["over the mouth", "below it"])
 @pytest.mark.parametrize(
     ("wears", "score", "likely", "painted"),

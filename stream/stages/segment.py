@@ -12,7 +12,7 @@ from unmask.models.engine import Engine, choose
 from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
 from unmask.models.mask_region import narrow_parts
 from unmask.models.placement import USUAL, Shift, better_shift, placed
-from unmask.stream.canvas import canvas_for
+from unmask.stream.canvas import canvas_for, inverse_affine
 from unmask.stream.frame import F64, U8, Face, Frame
 from unmask.stream.mask_memory import Memory, carried, has_gone, near_before, steadied
 from unmask.stream.mask_shape import MaskShape
@@ -66,6 +66,8 @@ _SURE: Final = 127.5
 """Of 255: more likely mask than not."""
 _PUT_ON_FRAMES: Final = 12
 """So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
+_CUT_OFF_PX: Final = 12
+"""What reaches the lower border of the crop on so many pixels goes on beyond it."""
 _ASIDE: Final = 0.5
 """Radians from which on a head looks aside: 29 degrees."""
 
@@ -161,6 +163,7 @@ class Segment(Stage):
         self._certain: set[int] = set()
         self._bare: Counter[int] = Counter()
         self._worn: Counter[int] = Counter()  # by track: frames since it put on a mask, 0 where it came with one
+        self._coming: Counter[int] = Counter()  # by track: frames in which a mask has come from below a bare face
         self._faces_unmasked = self._masks_left = 0
         self._tracks_unmasked: set[int] = set()
 
@@ -276,6 +279,8 @@ class Segment(Stage):
         if memory is not None and memory.since < (_KEEPS_FRAMES if face.score < _CERTAIN_FACE else 1):
             return area >= _KEEPS_AREA
         self._bare[face.track_id] += area < _KEEPS_AREA
+        if self._comes_from_below(face, solid):
+            return False
         as_found = self._bare[face.track_id] < _BARE_LOOKS
         told = face.looks_masked and sure >= _TOLD
         if face.score >= _CERTAIN_FACE or (as_found and (told or sure >= _CERTAIN_MASK)):
@@ -287,6 +292,15 @@ class Segment(Stage):
             and _sits_on_a_face(solid)
             and (told or not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
         )
+
+    def _comes_from_below(self, face: Face, solid: U8) -> bool:
+        """Whether a mask is on its way to a face that was bare until now: one half of it would come off, and the other,
+        beyond the crop, stay."""
+        below = np.array([[CROP_SIZE / 2, CROP_SIZE]], np.float32)
+        bottom = transform_points(inverse_affine(face.crop_from_frame), below)
+        cut_off = cv2.countNonZero(solid[-1:]) > _CUT_OFF_PX and bottom[0, 1] < self._size[1]
+        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off and self._bare[face.track_id] else 0
+        return 0 < self._coming[face.track_id] <= _PUT_ON_FRAMES
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.
