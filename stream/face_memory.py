@@ -3,7 +3,7 @@
 A network paints somebody's mouth; a face that was bare before its mask came is known, and is shown: its nearest view,
 turned as the head has turned, in its present light. Where the head looks elsewhere than in any view, what is painted
 shows instead. Where a mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown
-for some seconds, and the network paints around them.
+for some seconds, and the network paints around them. Landmarks slip up with such a mask, and are put right before.
 """
 
 import math
@@ -322,8 +322,9 @@ class FaceMemory:
 
     def show_bare(self, face: Face, shown: Shown, painted: U8, seconds: float) -> float:
         """Show the face that was bare before its mask came over what the network has `painted` (S, S, 3) of its hidden
-        part; written in place. The less so the further the head has turned away from how it was seen, and, where its
-        landmarks are guesses, the more of the eyes its mask covers. Returns how much of it is shown, 0..1."""
+        part, and what was seen beside it if that was a moment ago; written in place. The less so the further the head
+        has turned away from how it was seen, and, where its landmarks are guesses, the more of the eyes its mask
+        covers. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
         if not person.views:
             return 0.0
@@ -346,8 +347,8 @@ class FaceMemory:
         person.showing.meet(likeness if blind < _BLIND[0] else None)
         wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
         share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
-        stays = np.where(near > 0, np.maximum(_fade(area, _SIDE_PX), _fitting(difference)), 0.0)
-        weight = share * _fade(inside, _EDGE_PX) * np.maximum(stays, np.float32(recent))
+        believed = np.where(near > 0, np.maximum(_fade(area, _SIDE_PX), _fitting(difference)), 0.0)
+        weight = share * _fade(inside, _EDGE_PX) * np.maximum(believed, np.float32(recent))
         before[:] = cv2.convertScaleAbs(before + weight[..., None] * (bare.astype(np.float32) - before))
         return share
 
