@@ -38,13 +38,16 @@ _BRIDGE: Final = 6
 _BRIDGE_PX: Final = 22
 """Width of the way down the nose that glasses cross."""
 _CROSSES: Final = 8
-_ON_MASK: Final = 25
+_ON_MASK: Final = 12
 """Pixels of a rim: on that way at least, and on the mask at least."""
-_LOWER_HALF: Final = 0.8
+_LOWER_HALF: Final = 0.95
 """How many pixels of it lie on the mask at most, of those on the bare face: a dark hem of a mask lies on it mostly."""
 _DEEP_PX: Final = 6.0
-"""How far into the mask a rim reaches at least; the shadow along the mask's own edge does not."""
-_RIM_OF_MASK_PX: Final = 2.0
+_SHALLOW_PX: Final = 3.0
+_BESIDE_NOSE: Final = 60
+"""How far into the mask a rim reaches at least, as the shadow along the mask's own edge does not; or only so far, if so
+many pixels of it lie on either side of the nose, as of hair and straps do not."""
+_RIM_OF_MASK_PX: Final = 1.0
 _CALM: Final = 0.15
 """Share of the mask between those rows that may be dark and narrow: more is a print."""
 
@@ -71,7 +74,8 @@ def rims_in_front(crop: U8, hidden: U8, points: F32) -> U8 | None:
     if cv2.countNonZero(dark & mask) > _CALM * cv2.countNonZero(mask):
         return None
     faint = np.asarray(cv2.compare(luma, cv2.convertScaleAbs(beside, alpha=_FAINT), cv2.CMP_LT) & mask, np.uint8)
-    rims, level = _crossing(dark, luma, mask, _way_down(points, rows.start, mask.shape))
+    way = _way_down(points, rows.start, mask.shape)
+    rims, level = _crossing(dark, luma, mask, way, float(points[_BETWEEN_EYES, 0]))
     if rims is None or level > _DARK * float(np.median(luma[mask > 0])):
         return None
     rims = _going_on(rims, faint)
@@ -89,17 +93,20 @@ def _way_down(points: F32, first: int, shape: tuple[int, ...]) -> U8:
     return np.asarray(cv2.line(np.zeros(shape, np.uint8), start, end, 255, _BRIDGE_PX), np.uint8)
 
 
-def _crossing(dark: U8, luma: U8, mask: U8, way: U8) -> tuple[U8 | None, float]:
-    """What of (H, W) `dark` crosses the `way` and goes on over the mask (255 there), and how bright it is on it."""
+def _crossing(dark: U8, luma: U8, mask: U8, way: U8, nose: float) -> tuple[U8 | None, float]:
+    """What of (H, W) `dark` crosses the `way` and goes on over the mask (255 there), and how bright it is on it; the
+    nose lies in the column `nose`."""
     joined = cv2.morphologyEx(dark, cv2.MORPH_CLOSE, disc(1))
     _, labels = cv2.connectedComponents(joined, connectivity=8)
     deep = cv2.distanceTransform(np.where(mask > 0, np.uint8(255), np.uint8(0)), cv2.DIST_L2, 3)
     on_mask, rims, levels = deep > _RIM_OF_MASK_PX, np.zeros_like(dark), [0.0]
     for label in {*np.unique(labels[way > 0])} - {0}:
         one = labels == label
-        over, bare = np.count_nonzero(one & on_mask), np.count_nonzero(one & (mask == 0))
+        over, bare = np.count_nonzero(one & on_mask), np.count_nonzero(one & (mask == 0), axis=0)
         crosses = np.count_nonzero(one & (way > 0)) >= _CROSSES
-        if crosses and _ON_MASK <= over <= _LOWER_HALF * bare and deep[one].max() >= _DEEP_PX:
+        both = min(bare[: round(nose)].sum(), bare[round(nose) :].sum()) >= _BESIDE_NOSE
+        enough = deep[one].max() >= (_SHALLOW_PX if both else _DEEP_PX)
+        if crosses and enough and _ON_MASK <= over <= _LOWER_HALF * bare.sum():
             rims[one] = 255
             levels.append(float(np.percentile(luma[one & on_mask], 20)))
     return (rims if len(levels) > 1 else None), max(levels)

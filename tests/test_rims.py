@@ -25,10 +25,10 @@ def points_of(portrait: Portrait) -> F32:
     return transform_landmarks(canonical_crop(portrait.landmarks), portrait.landmarks)
 
 
-def masked(points: F32) -> tuple[U8, U8]:
+def masked(points: F32, below: int = 18) -> tuple[U8, U8]:
     """Skin with a white mask up to the middle of the nose, whose folds are a little darker, and where it is."""
     crop, hidden = np.full((CROP_SIZE, CROP_SIZE, 3), (205, 160, 135), np.uint8), np.zeros((CROP_SIZE,) * 2, np.uint8)
-    top = int(points[[33, 263], 1].mean()) + 18
+    top = int(points[[33, 263], 1].mean()) + below
     cv2.rectangle(hidden, (70, top), (186, 235), 255, -1)
     crop[hidden > 0] = CLOTH
     for row in range(top + 5, 230, 24):
@@ -61,6 +61,22 @@ def test_rims_are_found_whole_and_nothing_else(portrait: Portrait, thick: int, c
     assert over.sum() > 80
     assert found[over].mean() > 0.9 * 255
     assert found[(cv2.dilate(drawn, np.ones((7, 7), np.uint8)) == 0) & (hidden > 0)].max() < 45, "folds at most"
+
+
+def test_rims_along_the_edge_of_a_mask_are_rims_if_they_are_on_both_sides_of_the_nose(portrait: Portrait) -> None:
+    points = points_of(portrait)
+    crop, hidden = masked(points, LOW - 4)
+    drawn = worn(crop, points)
+    found = rims_in_front(crop, hidden, points)
+    assert found is not None
+    over = (drawn > 0) & (cv2.erode(hidden, np.ones((3, 3), np.uint8)) > 0)
+    assert over.sum() > 80
+    assert found[over].mean() > 0.9 * 255
+    crop, hidden = masked(points, LOW - 4)
+    without = crop.copy()
+    worn(crop, points)
+    crop[:, : round(float(points[168, 0])) - 8] = without[:, : round(float(points[168, 0])) - 8]
+    assert rims_in_front(crop, hidden, points) is None
 
 
 def test_blurred_rims_are_as_much_rim_as_they_are_dark(portrait: Portrait) -> None:
