@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unmask.models.blocks import Attention, ConvNorm, Residual, Up, membrane, residuals
 
-_CRISPER: Final = 0.7
+_CRISPER: Final = 0.45
 """Lines are drawn in their place and too faint: what a pixel differs from the mean of its 3x3 px by is made larger by
 this share, which costs a hundredth of LPIPS (docs/experiments.md)."""
 

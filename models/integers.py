@@ -49,7 +49,7 @@ def use_integers(model: openvino.Model, ranges: Ranges) -> None:
 def measure_ranges(
     core: openvino.Core, model: openvino.Model, pictures: Iterable[tuple[U8, ...]], first: int = 1
 ) -> dict[str, tuple[float, float]]:
-    """The range of what goes into each convolution, halfway from that of a picture on average to that of all: one
+    """The range of what goes into each convolution: that of a picture on average, and a standard deviation beyond. One
     that goes far beyond makes all steps coarser (Jacob et al. 2017 average, too).
 
     Left out are those that see the picture (the first ones), write the result (as many channels as the last one has) or
@@ -72,7 +72,7 @@ def measure_ranges(
         found = compiled([x[None] for x in arrays]).values()
         extremes.append(([min(0.0, float(x.min())) for x in found], [max(0.0, float(x.max())) for x in found]))
     seen = np.array(extremes)
-    low, high = (seen.mean(0) + np.array([seen[:, 0].min(0), seen[:, 1].max(0)])) / 2
+    low, high = seen.mean(0) + np.array([[-1.0], [1.0]]) * seen.std(0)
     names = [node.get_friendly_name() for node in nodes]
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
