@@ -125,6 +125,24 @@ def test_a_long_mask_that_is_put_on_comes_off_after_a_while(
     assert all(shown[3 + segment_stage._PUT_ON_FRAMES :])
 
 
+def test_a_long_mask_that_is_missed_for_some_frames_does_not_wait(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    shown: list[bool] = []
+    for index in range(16):
+        missed = 6 <= index < 9
+        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+        found[0, CROP_SIZE if missed else 140 :, 70:186] = 255
+        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
+        (frame,) = stage.process(portrait.frame(masked=not missed, index=index))
+        shown.append(frame.faces[0].masked)
+    assert all(shown[:6])
+    assert not all(shown[6:9])
+    assert all(shown[10:])
+
+
 @pytest.mark.parametrize("rows", [(110, 220), (205, 250)], ids=["over the mouth", "below it"])
 @pytest.mark.parametrize(
     ("wears", "score", "likely", "painted"),

@@ -294,12 +294,14 @@ class Segment(Stage):
         )
 
     def _comes_from_below(self, face: Face, solid: U8) -> bool:
-        """Whether a mask is on its way to a face that was bare until now: one half of it would come off, and the other,
-        beyond the crop, stay."""
+        """Whether a mask is on its way to a face that has been bare for a while: one half of it would come off, and the
+        other, beyond the crop, stay."""
         below = np.array([[CROP_SIZE / 2, CROP_SIZE]], np.float32)
         bottom = transform_points(inverse_affine(face.crop_from_frame), below)
         cut_off = cv2.countNonZero(solid[-1:]) > _CUT_OFF_PX and bottom[0, 1] < self._size[1]
-        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off and self._bare[face.track_id] else 0
+        memory = self._memory.get(face.track_id)
+        bare = memory is not None and memory.since >= _KEEPS_FRAMES and self._bare[face.track_id] > 0
+        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off and bare else 0
         return 0 < self._coming[face.track_id] <= _PUT_ON_FRAMES
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
