@@ -296,15 +296,15 @@ class FaceMemory:
             return shown
         points, sure = transform_landmarks(face.crop_from_frame, face.landmarks_px), person.followed.sure_at(seconds)
         openings = [cv2.dilate(hull(points[list(eye)], CROP_SIZE), disc(_LID_PX)) for eye in EYES]
+        zones = _zones(points)
         hidden = [
             _covered(shown.hidden, eye) > _HALF if sure else _covered(shown.hidden, zone) > _HIDDEN
-            for eye, zone in zip(openings, _zones(points), strict=True)
+            for eye, zone in zip(openings, zones, strict=True)
         ]
         if not any(hidden):
             return shown
-        zones, seen = _zones(points), cv2.bitwise_and(cv2.bitwise_or(*openings), _trusted(face))
         eyes = as_now(person.eyes[0], shown.rgb, _trusted(face), points, cv2.bitwise_or(*zones)).rgb
-        if _differs(eyes, shown.rgb, seen):
+        if _differs(eyes, shown.rgb, cv2.bitwise_and(cv2.bitwise_or(*openings), _trusted(face))):
             return shown
         given = cv2.bitwise_and(
             np.maximum.reduce([z for z, hides in zip(zones, hidden, strict=True) if hides]), shown.hidden

@@ -65,9 +65,10 @@ def rims_in_front(crop: U8, hidden: U8, points: F32) -> U8 | None:
     """
     eyes = float(points[list(_EYES), 1].mean())
     rows = np.s_[max(0, round(eyes) - _ABOVE) : max(0, round(eyes) + _BELOW)]
-    luma, mask = cv2.cvtColor(crop[rows], cv2.COLOR_RGB2GRAY), hidden[rows]
+    mask = hidden[rows]
     if not mask.any():
         return None
+    luma = np.asarray(cv2.cvtColor(crop[rows], cv2.COLOR_RGB2GRAY), np.uint8)
     beside = cv2.morphologyEx(luma, cv2.MORPH_CLOSE, disc(_WIDEST_PX // 2))
     darker = cv2.compare(luma, cv2.convertScaleAbs(beside, alpha=_DARK), cv2.CMP_LT)
     dark = np.asarray(cv2.bitwise_and(darker, cv2.compare(beside, _LEAST, cv2.CMP_GT)), np.uint8)

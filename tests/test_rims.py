@@ -99,6 +99,8 @@ def test_what_does_not_cross_the_nose_is_no_pair_of_glasses(portrait: Portrait) 
     worn(crop, points, wide=15)
     assert rims_in_front(crop, hidden, points) is None
     assert rims_in_front(crop, np.zeros_like(hidden), points) is None, "no mask"
+    assert rims_in_front(crop, hidden, points - 400) is None, "eyes beyond the crop"
+    assert rims_in_front(crop, hidden, points + 400) is None
 
 
 def test_prints_and_dark_masks_are_no_rims(portrait: Portrait) -> None:
