@@ -143,7 +143,8 @@ class FacePictures(NamedTuple):
 
     Attributes:
         crop: (S, S, 3) uint8 RGB, the face as filmed, written by `segment` where a network looks at it.
-        mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`.
+        mask: (S, S) uint8, 0..255, how far each pixel is to be replaced, written by `segment`; 1 where glasses lie
+            before the mask.
         hidden: (S, S) uint8, 0 or 255, what says nothing about the face: the mask that it wears, written by `segment`.
             `mask` reaches further, over the mask's shadow and fibres.
         painted: (S, S, 3) uint8 RGB, the face without its mask, written by `inpaint`, steadied by `smooth`.
@@ -163,7 +164,8 @@ class Face:
         track_id: the same for the same person as long as the track lasts; never used twice in a run.
         box_px: (x0, y0, x1, y1) in px of the frame.
         score: how sure the tracker is of the face, 0..1.
-        landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale.
+        landmarks_px: (468, 3) float32, the points of MediaPipe's mesh: x, y in px of the frame, z on the same scale;
+            `inpaint` puts them right where a mask over the eyes made them slip.
         crop_from_frame: (2, 3) float64, the affine map from frame px to canonical-crop px; `segment` moves it to where
             the mask goes on.
         reset: True where nothing remembered of this track lies where it did in the crop (new track, scene cut, jump).

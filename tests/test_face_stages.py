@@ -1,6 +1,6 @@
 """segment, inpaint and smooth with the shipped networks, on the portrait."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,22 +88,31 @@ def test_a_mask_that_passes_before_what_may_be_no_face_is_left(
     assert frame.faces[0].masked == painted
 
 
+def taken_off(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch, rows: Sequence[tuple[int, int] | None]
+) -> list[bool]:
+    """In which frames a mask comes off that is found in those rows of the crop."""
+    stage = Segment("cpu")
+    stage.open(Context(portrait.frame(masked=True).layout))
+    shown: list[bool] = []
+    for index, worn in enumerate(rows):
+        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
+        if worn:
+            found[0, slice(*worn), 70:186] = 255
+        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
+        (frame,) = stage.process(portrait.frame(masked=worn is not None, index=index))
+        shown.append(frame.faces[0].masked)
+    return shown
+
+
 @pytest.mark.parametrize(("bare_frames", "top"), [(3, 150), (0, 150), (3, 100)])
 def test_a_mask_that_comes_from_below_stays_whole_until_it_is_in_the_crop(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch, bare_frames: int, top: int
 ) -> None:
     """It goes on beyond the crop's lower border for two frames, and half of it would be left there. Who wore one all
     the time, a long one for instance, does not wait."""
-    stage = Segment("cpu")
-    stage.open(Context(portrait.frame(masked=True).layout))
-    shown: list[bool] = []
-    for index in range(bare_frames + 7):
-        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
-        if index >= bare_frames:
-            found[0, top : CROP_SIZE if index < bare_frames + 2 else 220, 70:186] = 255
-        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
-        (frame,) = stage.process(portrait.frame(masked=index >= bare_frames, index=index))
-        shown.append(frame.faces[0].masked)
+    rows = [None] * bare_frames + [(top, CROP_SIZE)] * 2 + [(top, 220)] * 5
+    shown = taken_off(portrait, monkeypatch, rows)
     first = shown.index(True)
     assert all(shown[first:])
     assert first == 0 if not bare_frames else bare_frames + 2 <= first <= bare_frames + 4
@@ -112,15 +121,7 @@ def test_a_mask_that_comes_from_below_stays_whole_until_it_is_in_the_crop(
 def test_a_long_mask_that_is_put_on_comes_off_after_a_while(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = Segment("cpu")
-    stage.open(Context(portrait.frame(masked=True).layout))
-    shown: list[bool] = []
-    for index in range(20):
-        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
-        found[0, 140 if index >= 3 else CROP_SIZE :, 70:186] = 255
-        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
-        (frame,) = stage.process(portrait.frame(masked=index >= 3, index=index))
-        shown.append(frame.faces[0].masked)
+    shown = taken_off(portrait, monkeypatch, [None] * 3 + [(140, CROP_SIZE)] * 17)
     assert shown.index(True) == 3 + segment_stage._PUT_ON_FRAMES
     assert all(shown[3 + segment_stage._PUT_ON_FRAMES :])
 
@@ -128,16 +129,8 @@ def test_a_long_mask_that_is_put_on_comes_off_after_a_while(
 def test_a_long_mask_that_is_missed_for_some_frames_does_not_wait(
     portrait: Portrait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = Segment("cpu")
-    stage.open(Context(portrait.frame(masked=True).layout))
-    shown: list[bool] = []
-    for index in range(16):
-        missed = 6 <= index < 9
-        found = np.zeros((1, CROP_SIZE, CROP_SIZE), np.uint8)
-        found[0, CROP_SIZE if missed else 140 :, 70:186] = 255
-        monkeypatch.setattr(stage, "_engine", lambda crops, found=found: np.repeat(found, len(crops), axis=0))
-        (frame,) = stage.process(portrait.frame(masked=not missed, index=index))
-        shown.append(frame.faces[0].masked)
+    long = (140, CROP_SIZE)
+    shown = taken_off(portrait, monkeypatch, [long] * 6 + [None] * 3 + [long] * 7)
     assert all(shown[:6])
     assert not all(shown[6:9])
     assert all(shown[10:])

@@ -65,7 +65,8 @@ _MIDDLE_PX: Final = (60.0, 95.0)
 _SURE: Final = 127.5
 """Of 255: more likely mask than not."""
 _PUT_ON_FRAMES: Final = 12
-"""So long after a face was bare its crop stays where it is: a mask that is being put on crosses the crop's border."""
+"""So long after a face was bare its crop stays where it is, as a mask that is being put on crosses the crop's border; so
+long at most it is left alone while it does."""
 _CUT_OFF_PX: Final = 12
 """What reaches the lower border of the crop on so many pixels goes on beyond it."""
 _ASIDE: Final = 0.5
@@ -296,13 +297,17 @@ class Segment(Stage):
     def _comes_from_below(self, face: Face, solid: U8) -> bool:
         """Whether a mask is on its way to a face that has been bare for a while: one half of it would come off, and the
         other, beyond the crop, stay."""
-        below = np.array([[CROP_SIZE / 2, CROP_SIZE]], np.float32)
-        bottom = transform_points(inverse_affine(face.crop_from_frame), below)
-        cut_off = cv2.countNonZero(solid[-1:]) > _CUT_OFF_PX and bottom[0, 1] < self._size[1]
         memory = self._memory.get(face.track_id)
         bare = memory is not None and memory.since >= _KEEPS_FRAMES and self._bare[face.track_id] > 0
-        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off and bare else 0
+        cut_off = bare and cv2.countNonZero(solid[-1:]) > _CUT_OFF_PX and self._goes_on_below(face)
+        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off else 0
         return 0 < self._coming[face.track_id] <= _PUT_ON_FRAMES
+
+    def _goes_on_below(self, face: Face) -> bool:
+        """Whether the picture goes on below the crop."""
+        middle = np.array([[CROP_SIZE / 2, CROP_SIZE]], np.float32)
+        bottom = transform_points(inverse_affine(face.crop_from_frame), middle)
+        return bool(bottom[0, 1] < self._size[1])
 
     def _look(self, index: int, faces: Sequence[Face]) -> list[F32]:
         """(S, S) float32 0..255 for each face: how likely each pixel of its crop is mask.
