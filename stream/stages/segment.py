@@ -65,8 +65,8 @@ _MIDDLE_PX: Final = (60.0, 95.0)
 _SURE: Final = 127.5
 """Of 255: more likely mask than not."""
 _PUT_ON_FRAMES: Final = 12
-"""So long after a face was bare its crop stays where it is, as a mask that is being put on crosses the crop's border; so
-long at most it is left alone while it does."""
+"""So long after a face was bare its crop stays where it is, as a mask that is being put on crosses the crop's border;
+and so long at most it is left alone while it does."""
 _CUT_OFF_PX: Final = 12
 """What reaches the lower border of the crop on so many pixels goes on beyond it."""
 _ASIDE: Final = 0.5
