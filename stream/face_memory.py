@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.models.outline import Shown, disc, hull
-from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction, followed
+from unmask.stream.face_track import FORGET_SECONDS
+from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction, followed, resemblance
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import Who
 from unmask.stream.mask_shape import EYES
@@ -41,6 +42,13 @@ _SECONDS: Final = 6.0
 """How long eyes are remembered."""
 _LOST_SECONDS: Final = 0.6
 """After that what was followed may be anywhere."""
+_RESEMBLES: Final = (0.94, 0.8)
+_BETTER: Final = (0.05, 0.01)
+"""Correlation of what was seen above the eyes to what is, from which on landmarks that were followed are believed, and
+under which they are not; and by how much it must be more than with those of the tracker, the same way."""
+_AGREE_PX: Final = (3.0, 8.0)
+"""How far from each other both may lie for the tracker's to be as sure, and from where on they are not."""
+_SURE: Final = 0.5
 _HALF: Final = 0.3
 """Share of the opening of an eye that a mask must cover, where landmarks are known."""
 _LID_PX: Final = 2
@@ -163,25 +171,47 @@ class _Followed:
 
     Attributes:
         seconds: the time of the frame.
-        points_px: (468, 3) float32 px of the frame; None where they are not known.
+        expected: where they were, (468, 3) float32 px of the frame and px of the crop; None where they are not known.
+        sure: how far those that are written can be believed, 0..1.
     """
 
     seconds: float = -math.inf
-    points_px: F32 | None = None
+    expected: tuple[F32, F32] | None = None
+    sure: float = 0.0
 
     def go_along(self, eyes: Seen, face: Face, seconds: float) -> None:
-        """Look for them in another frame, from the face as it was when its `eyes` were seen last, and write them."""
-        before = self.points_px if seconds - self.seconds < _LOST_SECONDS else None
-        expected = eyes.points if before is None else transform_landmarks(face.crop_from_frame, before)
-        found = followed(eyes, face.pictures.crop, _trusted(face), expected)
-        self.seconds, self.points_px = seconds, None
-        if found is not None:
+        """Look for them in another frame, from the face as it was when its `eyes` were seen last, and write them as far
+        as they fit better to what is seen than those of the tracker."""
+        found, crop, known = self._look_for(eyes, face, seconds), face.pictures.crop, _trusted(face)
+        self.seconds, self.expected, self.sure = seconds, None, 0.0
+        if found is None:
+            return
+        tracked = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+        then, now = (resemblance(eyes, crop, known, points) for points in (tracked, found))
+        believed, better = _share(now, *_RESEMBLES), _share(now - then, *_BETTER)
+        apart = float(np.linalg.norm((found - tracked)[:, :2], axis=1).mean())
+        self.sure = believed * max(better, _share(apart, *_AGREE_PX))
+        if believed > 0:
             back = np.asarray(cv2.invertAffineTransform(face.crop_from_frame), np.float64)
-            face.landmarks_px = self.points_px = transform_landmarks(back, found)
+            self.expected = transform_landmarks(back, found), found
+            shown = tracked + np.float32(believed * better) * (found - tracked)
+            face.landmarks_px = transform_landmarks(back, shown)
+
+    def _look_for(self, eyes: Seen, face: Face, seconds: float) -> F32 | None:
+        """The landmarks in px of the crop, near where they were; a crop of a face that keeps still goes along with it,
+        any other may slip."""
+        expected = [eyes.points]
+        if self.expected is not None and seconds - self.seconds < _LOST_SECONDS:
+            in_frame, in_crop = self.expected
+            expected = [transform_landmarks(face.crop_from_frame, in_frame), in_crop]
+        for points in expected:
+            if (found := followed(eyes, face.pictures.crop, _trusted(face), points)) is not None:
+                return found
+        return None
 
     def sure_at(self, seconds: float) -> bool:
-        """Whether they were found in the frame of that time."""
-        return self.seconds == seconds and self.points_px is not None
+        """Whether those of the frame of that time can be believed."""
+        return self.seconds == seconds and self.sure > _SURE
 
 
 @dataclass(slots=True)
@@ -190,6 +220,7 @@ class _Person:
 
     Attributes:
         who: whose it is.
+        seen_at: when the face was given last, s.
         views: the face without a mask, as it was seen, or will be where that is known.
         bare: whether it has been seen without a mask.
         unknown: in how many frames its mask had been seen until then.
@@ -202,6 +233,7 @@ class _Person:
     """
 
     who: Who = (-1, 0)
+    seen_at: float = -math.inf
     views: Views = field(default_factory=Views)
     bare: bool = False
     unknown: int = 0
@@ -239,10 +271,11 @@ class FaceMemory:
             faces: all of a frame, with `crop`, `mask`, `mask_score` and `masked`.
             seconds: the time of the frame.
         """
-        known, self._people = self._people, {}
+        self._people = {track: p for track, p in self._people.items() if seconds - p.seen_at <= FORGET_SECONDS}
         for face in faces:
-            person = None if face.reset else known.get(face.track_id)  # after a jump it may be somebody else
+            person = None if face.reset else self._people.get(face.track_id)  # after a jump it may be somebody else
             person = self._people[face.track_id] = person or self._begin(face.track_id)
+            person.seen_at = seconds
             if face.masked:
                 _put_on(person, seconds)
             else:
@@ -258,7 +291,7 @@ class FaceMemory:
     def _begin(self, track_id: int) -> _Person:
         who = (track_id, self._begun[track_id])
         self._begun[track_id] += 1
-        return _Person(who, Views(dict(self._later[who].views)) if who in self._later else Views())
+        return _Person(who, views=Views(dict(self._later[who].views)) if who in self._later else Views())
 
     def finish(self) -> None:
         """Note that the video is over: no mask comes any more."""

@@ -11,6 +11,9 @@ from unmask.stream.frame import F32, F64
 from unmask.stream.likeness import Likeness
 from unmask.stream.one_euro import OneEuro, OneEuroSettings
 
+FORGET_SECONDS: Final = 1.0
+"""How long a face that is not found may come back as the same one."""
+
 _MAX_JUMP: Final = 0.35
 """Of the crop from one frame to the next, in distances of the outer eye corners, in radians, and in log scale."""
 

@@ -84,9 +84,7 @@ class Seen:
     @cached_property
     def features(self) -> F32:
         """(N, 1, 2) float32: corners in the forehead, along the hair, in brows and eyes, px of the crop."""
-        upper = self.points[list(_UPPER), :2]
-        where = hull(np.concatenate([upper, upper - np.array([0, _HAIR_PX], np.float32)]), CROP_SIZE)
-        grey = cv2.cvtColor(self.crop, cv2.COLOR_RGB2GRAY)
+        grey, where = cv2.cvtColor(self.crop, cv2.COLOR_RGB2GRAY), _above(self.points)
         found = cv2.goodFeaturesToTrack(grey, _FEATURES, _FEATURE_QUALITY, _FEATURES_APART_PX, mask=where)
         return np.empty((0, 1, 2), np.float32) if found is None else np.asarray(found, np.float32)
 
@@ -168,6 +166,26 @@ def followed(before: Seen, rgb: U8, known: U8, expected: F32) -> F32 | None:
     if not 1 / _LARGER < zoom < _LARGER or abs(np.arctan2(matrix[1, 0], matrix[0, 0])) > _TILTED:
         return None
     return transform_landmarks(np.asarray(matrix, np.float64), before.points)
+
+
+def resemblance(before: Seen, rgb: U8, known: U8, points: F32) -> float:
+    """Correlation (-1..1) of what was seen of a face above its eyes to what is, if its landmarks lie at `points`;
+    arguments as of `as_now`. 0 where too little can be seen."""
+    ahead, _ = fit_affine(before.points[:, :2], points[:, :2])
+    moved = cv2.warpAffine(before.crop, ahead, 2 * (CROP_SIZE,), borderMode=cv2.BORDER_REPLICATE)
+    where = _at_half(cv2.bitwise_and(_above(points), known)) == 255
+    if where.sum() < _FEWEST:
+        return 0.0
+    then, now = (
+        _shapes(cv2.cvtColor(_at_half(x), cv2.COLOR_RGB2GRAY), where) for x in (np.asarray(moved, np.uint8), rgb)
+    )
+    return _correlation(then[where], now[where])
+
+
+def _above(points: F32) -> U8:
+    """(S, S) uint8, 255 where forehead, eyes, brows and the hair above them are."""
+    upper = points[list(_UPPER), :2]
+    return hull(np.concatenate([upper, upper - np.array([0, _HAIR_PX], np.float32)]), CROP_SIZE)
 
 
 def _flow(before: U8, now: U8, points: F32, guess: F32) -> tuple[F32, U8, F32]:

@@ -171,6 +171,34 @@ def test_landmarks_that_slip_from_a_mask_are_put_right(portrait: Portrait) -> No
     assert np.abs(painted[mouth_of(face)].astype(int) - crop[mouth_of(face)]).mean() < 8
 
 
+def test_a_face_that_is_not_given_for_a_moment_is_still_known(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    put_on(memory, face, crop)
+    shown = behind_a_mask(face, crop)
+    memory.look([], 10.04)  # it was missed, or others were larger
+    memory.look([face], 10.08)
+    assert memory.show_bare(face, shown, another_face(crop), 10.08) > 0.5
+    memory.look([], 12.0)  # its track has ended by now
+    memory.look([face], 12.04)
+    assert memory.show_bare(face, shown, another_face(crop), 12.04) == 0.0
+
+
+def test_landmarks_of_the_tracker_stay_where_those_that_are_followed_fit_no_better(
+    portrait: Portrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    eyes, brows = rows_of_eyes(face)
+    put_on(memory, face, face.pictures.crop.copy())
+    behind_a_mask(face, face.pictures.crop, (eyes + brows) // 2)
+    right = face.landmarks_px.copy()
+    memory.look([face], 10.04)
+    shift = np.array([0, -12, 0], np.float32)
+    monkeypatch.setattr("unmask.stream.face_memory.followed", lambda before, *_: before.points + shift)
+    memory.place(face, 10.04)
+    np.testing.assert_allclose(face.landmarks_px, right, atol=0.1)
+
+
 def test_a_mask_below_the_eyes_leaves_landmarks_as_they_are(portrait: Portrait) -> None:
     memory, face = FaceMemory(), bare_face(portrait)
     put_on(memory, face, face.pictures.crop.copy())

@@ -536,6 +536,52 @@ def test_smoothing_steadies_shape_and_light_and_leaves_most_fine_detail_to_each_
     assert fine.std() > 0.85 * wanted.std(), "detail that has nothing in common from frame to frame"
 
 
+def smoothed(
+    portrait: Portrait, pictures: Sequence[npt.NDArray[Any]], masks: Sequence[slice], shifts: Sequence[float]
+) -> list[npt.NDArray[np.float32]]:
+    """What `Smooth` shows in frames in which `pictures` were painted, a mask covers some columns of the crop, and the
+    points of the face lie so many px of the crop beside where it is. All but the first and the last keep still."""
+    smooth = Smooth()
+    smooth.open(Context(portrait.frame(masked=True).layout))
+    shown = []
+    for index, (picture, mask, shift) in enumerate(zip(pictures, masks, shifts, strict=True)):
+        frame = portrait.frame(masked=True)
+        frame.index, face = index, frame.faces[0]
+        face.masked, face.reset, face.still = True, index == 0, 0 < index < len(pictures) - 1
+        face.pictures.mask[:] = 0
+        face.pictures.mask[:, mask] = 255
+        face.landmarks_px = face.landmarks_px + shift / float(np.hypot(*face.crop_from_frame[0, :2]))
+        face.pictures.painted[:] = picture
+        list(smooth.process(frame))
+        shown.append(face.pictures.painted.astype(np.float32))
+    return shown
+
+
+def test_nothing_comes_from_where_nothing_was_painted_before(portrait: Portrait) -> None:
+    """A mask moves on the face; what the network's picture holds beside it has no meaning."""
+    first = np.full((CROP_SIZE, CROP_SIZE, 3), 120, np.uint8)
+    first[:, 160:] = (200, 0, 200)
+    after = np.full_like(first, 120)
+    shown = smoothed(portrait, [first, after], [np.s_[60:160], np.s_[60:180]], [0, 0])
+    np.testing.assert_allclose(shown[1], 120, atol=1)
+
+
+def stripes() -> npt.NDArray[np.uint8]:
+    waves = 128 + 80 * np.sin(np.arange(CROP_SIZE) / 3)
+    return np.repeat(np.repeat(waves[None, :, None], CROP_SIZE, 0), 3, 2).astype(np.uint8)
+
+
+def test_points_that_jump_do_not_smear_what_is_shown(portrait: Portrait) -> None:
+    shown = smoothed(portrait, [stripes()] * 2, [np.s_[:]] * 2, [0, 9])
+    assert np.abs(shown[1] - stripes()).mean() < 2
+
+
+def test_a_still_face_keeps_the_points_it_was_painted_with(portrait: Portrait) -> None:
+    """Those of the tracker may be worse where a mask covers eyes, and are put right only when it is painted."""
+    shown = smoothed(portrait, [stripes()] * 4, [np.s_[:]] * 4, [0, 2, 2, 0])
+    assert np.abs(shown[-1] - stripes()).mean() < 2
+
+
 def test_affine_fit_recovers_a_known_map_and_reports_what_is_left() -> None:
     rng = np.random.default_rng(1)
     points = rng.uniform(0, 256, (50, 2)).astype(np.float32)

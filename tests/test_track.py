@@ -243,6 +243,19 @@ def test_only_the_largest_faces_are_given(portrait: Portrait) -> None:
     assert face.landmarks_px[:, 0].mean() > 400
 
 
+def test_of_two_faces_of_one_size_neither_flickers_where_one_is_given(portrait: Portrait) -> None:
+    camera = Camera(Track(max_faces=1))
+    shown = []
+    for index in range(12):
+        wobble = 0.02 if index % 2 else -0.02
+        places = placed(170, 240, 0.6 + wobble), placed(480, 240, 0.6 - wobble)
+        shown += [face.track_id for face in camera.show(picture(portrait.bare, *places))]
+    assert len(shown) == 12
+    assert len(set(shown)) == 1
+    larger = [camera.show(picture(portrait.bare, placed(170, 240, 0.45), placed(480, 240, 0.75))) for _ in range(12)]
+    assert larger[-1][0].landmarks_px[:, 0].mean() > 400
+
+
 def test_a_cut_resets_everything(portrait: Portrait) -> None:
     camera = Camera()
     for _ in range(5):

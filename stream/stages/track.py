@@ -10,7 +10,7 @@ import numpy as np
 from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas, canvas_for
 from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
-from unmask.stream.face_track import FaceTrack
+from unmask.stream.face_track import FORGET_SECONDS, FaceTrack
 from unmask.stream.frame import F32, Face, Frame, Layout
 from unmask.stream.likeness import Likeness
 from unmask.stream.masked_finder import MaskedFinder
@@ -70,7 +70,10 @@ _MAX_MISSES_IN_DOUBT: Final = 2
 """The same for a face that had been beyond doubt and was in doubt when it was seen last: it has turned away. Points
 that slip leave doubt that says nothing."""
 
-_FORGET_SECONDS: Final = 1.0
+_STAYS: Final = 1.15
+"""How much larger a face must be to take the turn of another where there are more than are to be given: of two of one
+size neither is to flicker."""
+
 _SEARCH_EVERY_EMPTY: Final = 2
 """Frames between searches while no face is in sight, or one was lost."""
 
@@ -117,7 +120,7 @@ class Track(Stage):
             True spreads that over frames, so that none takes much longer than others: the search goes view by view, the
             whole picture first, and close looks wait for their turn, while the landmarks go on. Small faces are
             found some frames later, and so is what happens to several doubtful ones at once.
-        tracker: whose detector finds the faces.
+        tracker: whose networks find the faces and their points.
         networks_every: frames between two in which networks look at a face that keeps still; those of several faces
             fall into different frames. With 1 they look at every face in every frame.
     """
@@ -148,6 +151,7 @@ class Track(Stage):
         self._new_ids = itertools.count()
         self._given: Counter[int] = Counter()
         self._counted: set[int] = set()
+        self._shown: set[int] = set()
         self._most_at_once = 0
         self._cuts = 0
         self._put_off = self._moved_along = 0
@@ -435,7 +439,7 @@ class Track(Stage):
         looks like it; the other is lost, or dropped if it was not known well."""
         kept: list[FaceTrack] = []
         for track in self._tracks:
-            gone = (track.misses > 0 and not track.trusted) or frame.pts_seconds - track.seen_seconds > _FORGET_SECONDS
+            gone = (track.misses > 0 and not track.trusted) or frame.pts_seconds - track.seen_seconds > FORGET_SECONDS
             if gone:
                 continue
             rival = next((other for other in kept if _on_one_face(track, other)), None)
@@ -456,7 +460,8 @@ class Track(Stage):
 
     def _give(self, frame: Frame) -> None:
         in_sight = [track for track in self._tracks if track.trusted and track.misses <= self._given_misses(track)]
-        in_sight.sort(key=lambda track: -track.crop.scale)
+        in_sight.sort(key=lambda track: -track.crop.scale * (_STAYS if track.track_id in self._shown else 1.0))
+        self._shown = {track.track_id for track in in_sight[: self._limit]}
         for position, track in enumerate(in_sight[: self._limit]):
             face = Face(
                 track_id=track.track_id,
