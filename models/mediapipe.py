@@ -1,7 +1,7 @@
-"""MediaPipe's face networks (0.10.21, Apache-2.0), run by OpenVINO: a detector and a 468-point mesh.
+"""MediaPipe's face networks (0.10.21, Apache-2.0), run by OpenVINO: two detectors and a 468-point mesh.
 
-Running the two TFLite files directly, instead of MediaPipe's graphs, leaves the decision when a face counts as found to
-the tracker (the graphs drop most masked faces by the mesh's own presence score), and spares its users MediaPipe's
+Running the three TFLite files directly, instead of MediaPipe's graphs, leaves the decision when a face counts as found
+to the tracker (the graphs drop most masked faces by the mesh's own presence score), and spares its users MediaPipe's
 dependencies. The arithmetic around the networks follows MediaPipe's published graph options; a test compares it with
 MediaPipe's own results.
 

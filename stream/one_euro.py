@@ -44,7 +44,8 @@ class OneEuro:
 
         Args:
             value: of the same shape as the first one.
-            seconds: its time; where it is not later than the one before, the value only replaces it.
+            seconds: its time; where it is not later than the one before, the value is passed over and the last result
+                given again.
             unit: what the values are measured in, one number or one per value: speeds are divided by it before `beta`
                 applies.
 

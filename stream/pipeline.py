@@ -31,7 +31,7 @@ class Settings:
         max_faces: how many faces of a frame are processed at most, the largest first.
         engine: "auto" for the fastest that can run, or the name of one; see `unmask.models.engine`.
         person: file with a personal model; empty for the general one.
-        tracker: whose detector finds the faces.
+        tracker: whose networks find the faces and their points.
         memory: whether a face that was seen without a mask before is shown as it was.
         later: file with faces that are bare only later, written by a first pass; empty for none.
     """

@@ -45,7 +45,7 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         weight: what it is multiplied with.
-        kind: a name in `train.losses`; empty where the key that it stands under is one.
+        kind: a name in `train.objectives.KINDS`; empty where the key that it stands under is one.
         view: what it looks at: the whole crop, its lower part (where masks are), a random window in the hidden part (in
             turn at full size and, twice as large, at half size), or the hidden part alone.
         shrink: how many times smaller it sees that.

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 def bench(
     full: Annotated[bool, typer.Option("--full", help="480p to 4K with 0 to 8 faces; takes long.")] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]",
+            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
     ] = "auto",

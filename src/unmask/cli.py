@@ -73,7 +73,14 @@ _Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="FILE|DIR", help="Default: NAME.unmasked.EXT beside the input."),
 ]
-_Device = Annotated[str, typer.Option(callback=_device, metavar="auto|cpu|cuda[:N]", help="Where the networks run.")]
+_Device = Annotated[
+    str,
+    typer.Option(
+        callback=_device,
+        metavar="auto|cpu|cuda[:N]",
+        help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
+    ),
+]
 _Engine = Annotated[
     str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
 ]

@@ -186,7 +186,13 @@ def live(
         Path | None,
         typer.Option(metavar="FILE.json", help="Write what was done, as JSON.", rich_help_panel=_MEASURING),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]",
+            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
     ] = "auto",

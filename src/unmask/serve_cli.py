@@ -79,7 +79,13 @@ def serve(
     bind: Annotated[
         str, typer.Option(metavar="ENDPOINT", help="Where to listen: tcp://ADDRESS:PORT or ipc://PATH.")
     ] = "tcp://127.0.0.1:5555",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where the networks run.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]",
+            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
     ] = "auto",

@@ -130,7 +130,8 @@ def _certain_mask(probability: F32) -> float:
 
 
 class Segment(Stage):
-    """Writes `crop`, `mask`, `mask_score` and `masked` of each face. On one that keeps still, what was found stays.
+    """Writes `crop`, `mask`, `hidden`, `mask_score` and `masked` of each face. On one that keeps still, what was found
+    stays.
 
     Where a mask goes on beyond the crop of a face, the crop (`crop_from_frame`) is moved to that side, for as long as
     the mask needs it.
