@@ -83,15 +83,21 @@ def read_picture(path: Path) -> Picture:
     orientation = _orientation(exif.removeprefix(_EXIF_START))
     bgr = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
     plain = _decode(data, cv2.IMREAD_UNCHANGED, path)
-    left_out = ["camera data (EXIF)"] if exif else []
-    left_out += ["bits beyond 8"] if plain.dtype != np.uint8 else []
+    has_alpha = plain.ndim == 3 and plain.shape[2] == 4
+    lost = {
+        "camera data (EXIF)": bool(exif),
+        "bits beyond 8": plain.dtype != np.uint8,
+        "transparency": "tRNS" in blocks and not has_alpha,  # one grey level that is transparent
+        "resolution (dpi)": "pHYs" in blocks,
+        "texts": bool(blocks.keys() & {"tEXt", "zTXt", "iTXt"}),
+    }
     return Picture(
         rgb=_upright(bgr[..., ::-1], orientation),
-        alpha=_upright(_alpha(plain), orientation) if plain.ndim == 3 and plain.shape[2] == 4 else None,
+        alpha=_upright(_alpha(plain), orientation) if has_alpha else None,
         profile=_rgb_profile(blocks),
         lossless=data.startswith(_PNG_START) or "VP8L" in blocks,
         upright=orientation == 1,
-        left_out=tuple(left_out),
+        left_out=tuple(what for what, is_lost in lost.items() if is_lost),
     )
 
 

@@ -105,6 +105,24 @@ def test_what_is_lost_is_said(tmp_path: Path, rgb: U8) -> None:
     assert write_picture(tmp_path / "b.jpg", clear.rgb, clear) == ("transparency",)
 
 
+def png_with(path: Path, pixels: U8, *chunks: tuple[bytes, bytes]) -> Path:
+    """A PNG with more chunks before its pixels."""
+    coded = cv2.imencode(".png", pixels)[1].tobytes()
+    more = [struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks]
+    at = coded.index(b"IDAT") - 4
+    path.write_bytes(coded[:at] + b"".join(more) + coded[at:])
+    return path
+
+
+def test_what_only_a_png_holds_is_not_lost_in_silence(tmp_path: Path, rgb: U8) -> None:
+    printed = png_with(
+        tmp_path / "a.png", rgb, (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)), (b"tEXt", b"Title\0me")
+    )
+    assert read_picture(printed).left_out == ("resolution (dpi)", "texts")
+    grey = png_with(tmp_path / "b.png", rgb[..., 1], (b"tRNS", b"\0\x80"))
+    assert read_picture(grey).left_out == ("transparency",)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [

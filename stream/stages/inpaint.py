@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import cv2
 import numpy as np
 
 from unmask.models.engine import Engine, choose
@@ -13,6 +14,7 @@ from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.later_views import load_views
 from unmask.stream.mask_rests import fill_rests
+from unmask.stream.monochrome import tint
 from unmask.stream.stage import Context, Stage
 
 
@@ -100,6 +102,7 @@ class Inpaint(Stage):
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
         for face, one, picture in zip(faces, shown, pictures, strict=True):
             face.pictures.painted[:] = picture
+            tint(one.rgb, cv2.compare(face.pictures.mask, 0, cv2.CMP_EQ), face.pictures.painted)
             if (given := one.given > 0).any():
                 face.pictures.painted[given] = one.rgb[given]
             fill_rests(one.rgb, one.hidden, face.pictures.painted)
