@@ -1,7 +1,7 @@
 """Segment: cuts the canonical crop of each face, finds the mask in it, and decides whether the face wears one."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -13,6 +13,7 @@ from unmask.models.geometry import CROP_SIZE, head_pose, transform_points
 from unmask.models.mask_region import narrow_parts
 from unmask.models.placement import USUAL, Shift, better_shift, placed
 from unmask.stream.canvas import canvas_for, inverse_affine
+from unmask.stream.face_track import FORGET_SECONDS
 from unmask.stream.frame import F64, U8, Face, Frame
 from unmask.stream.mask_memory import Memory, carried, has_gone, near_before, steadied
 from unmask.stream.mask_shape import MaskShape
@@ -129,6 +130,41 @@ def _certain_mask(probability: F32) -> float:
     return float(cv2.sumElems(cv2.max(probability, _SURE) - _SURE)[0])
 
 
+@dataclass(slots=True)
+class _Wearer:
+    """What is known of a track, and of the mask that it may wear.
+
+    Attributes:
+        seen_at: when the face was given last, s.
+        memory: what was found in the frame before; None where the face was not in it.
+        shift: where its crops lie instead of where they usually do.
+        closer: the frame in which it was looked at closer last, and whether that showed mask.
+        certain: whether it has been a certain face, or has worn a mask beyond doubt.
+        bare: looks that showed no mask.
+        worn: looks that showed its mask since it put that on; 0 where it came with it.
+        coming: looks in a row in which a mask came from below its bare face.
+    """
+
+    seen_at: float = 0.0
+    memory: Memory | None = None
+    shift: Shift = USUAL
+    closer: tuple[int, bool] = (-_CLOSER_EVERY, False)
+    certain: bool = False
+    bare: int = 0
+    worn: int = 0
+    coming: int = 0
+
+    def place(self, shift: Shift) -> None:
+        """Have its crops lie elsewhere from now on."""
+        self.shift = shift
+        if self.memory is not None:
+            self.memory.probability = None
+
+    def is_absent(self) -> None:
+        """The face was not given."""
+        self.memory, self.closer = None, (-_CLOSER_EVERY, False)
+
+
 class Segment(Stage):
     """Writes `crop`, `mask`, `hidden`, `mask_score` and `masked` of each face. On one that keeps still, what was found
     stays.
@@ -159,40 +195,40 @@ class Segment(Stage):
             context.notice(reason)
         self._engine: Engine = context.load("segmenter", choice, context.notice)
         self._shape = MaskShape()
-        self._memory: dict[int, Memory] = {}
-        self._shifts: dict[int, Shift] = {}
-        self._closer: dict[int, tuple[int, bool]] = {}  # by track: when it was last looked at closer; was there mask
-        self._certain: set[int] = set()
-        self._bare: Counter[int] = Counter()
-        self._worn: Counter[int] = Counter()  # by track: frames since it put on a mask, 0 where it came with one
-        self._coming: Counter[int] = Counter()  # by track: frames in which a mask has come from below a bare face
+        self._wearers: dict[int, _Wearer] = {}
         self._faces_unmasked = self._masks_left = 0
         self._tracks_unmasked: set[int] = set()
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
-            self._memory.clear()
-            self._shifts.clear()
-            self._closer.clear()
+            self._wearers.clear()
+        self._meet(frame)
         for face in frame.faces:
-            face.crop_from_frame = placed(face.crop_from_frame, self._shifts.get(face.track_id, USUAL))
+            face.crop_from_frame = placed(face.crop_from_frame, self._wearers[face.track_id].shift)
         changed = [face for face in frame.faces if not self._recall(face)]
         if changed:
             self._find(frame, changed)
-        masked = [face.track_id for face in frame.faces if face.masked]
+        masked = {face.track_id for face in frame.faces if face.masked}
         self._faces_unmasked += len(masked)
         self._masks_left += frame.masks_left
-        self._tracks_unmasked.update(masked)
-        present = {face.track_id for face in frame.faces}
-        self._memory = {track: m for track, m in self._memory.items() if track in present}
-        for track in self._shifts.keys() - set(masked):
-            self._place(track, USUAL)
-        self._closer = {track: look for track, look in self._closer.items() if track in present}
+        self._tracks_unmasked |= masked
+        for track, wearer in self._wearers.items():
+            if wearer.shift != USUAL and track not in masked:
+                wearer.place(USUAL)
         return (frame,)
+
+    def _meet(self, frame: Frame) -> None:
+        """Begin with new tracks, and forget those that have ended."""
+        seconds, given = frame.pts_seconds, {face.track_id for face in frame.faces}
+        self._wearers = {t: w for t, w in self._wearers.items() if t in given or seconds - w.seen_at <= FORGET_SECONDS}
+        for track in given:
+            self._wearers.setdefault(track, _Wearer()).seen_at = seconds
+        for track in self._wearers.keys() - given:
+            self._wearers[track].is_absent()
 
     def _recall(self, face: Face) -> bool:
         """Write what is remembered of a face that has kept still. False where it is to be looked at."""
-        memory = self._memory.get(face.track_id)
+        memory = self._wearers[face.track_id].memory
         if memory is not None and memory.probability is None:
             face.still = False  # its crop does not lie where it did
         if not face.still or memory is None:
@@ -207,17 +243,17 @@ class Segment(Stage):
         self._canvas.crop_all(frame, [(face.crop_from_frame, face.pictures.crop) for face in faces])
         cut_off = []
         for face, probability in zip(faces, self._look(frame.index, faces), strict=True):
-            solid, shift = self._segment(face, probability), self._shifts.get(face.track_id, USUAL)
+            wearer = self._wearers[face.track_id]
+            solid = self._segment(face, probability)
             sure = cv2.bitwise_and(solid, cv2.compare(probability, _SURE, cv2.CMP_GT))
+            shift = wearer.shift
             better = better_shift(sure, face.crop_from_frame, self._size, shift) if face.masked else shift
             if better[0] and not _looks_aside(face):
                 better = 0, better[1]
-            self._worn[face.track_id] = (
-                self._worn[face.track_id] + 1 if face.masked and self._bare[face.track_id] else 0
-            )
-            if better == shift or 0 < self._worn[face.track_id] <= _PUT_ON_FRAMES:
+            wearer.worn = wearer.worn + 1 if face.masked and wearer.bare else 0
+            if better == shift or 0 < wearer.worn <= _PUT_ON_FRAMES:
                 continue
-            self._place(face.track_id, better)
+            wearer.place(better)
             if not _goes_back(shift, better):
                 step = better[0] - shift[0], better[1] - shift[1]
                 face.crop_from_frame = placed(face.crop_from_frame, step)
@@ -227,22 +263,14 @@ class Segment(Stage):
             for face, probability in zip(cut_off, self._look(frame.index, cut_off), strict=True):
                 self._segment(face, probability, again=True)
 
-    def _place(self, track_id: int, shift: Shift) -> None:
-        """Have the crops of a face lie elsewhere from now on."""
-        self._shifts[track_id] = shift
-        if shift == USUAL:
-            del self._shifts[track_id]
-        if track_id in self._memory:
-            self._memory[track_id].probability = None
-
     def _segment(self, face: Face, probability: F32, *, again: bool = False) -> U8:
         """Decide whether a face wears a mask, and write its pictures; `again` for the second time in a frame.
 
         Returns:
             Where mask is, (S, S) uint8 0 or 255.
         """
-        memory, now = self._memory.get(face.track_id), probability
-        held = 0
+        wearer, now, held = self._wearers[face.track_id], probability, 0
+        memory = wearer.memory
         if memory is not None and memory.probability is not None:
             if memory.masked and not again and not face.reset and _looks_aside(face):
                 now = probability = near_before(now, carried(memory.probability, memory.crop_from_frame, face))
@@ -253,7 +281,7 @@ class Segment(Stage):
                 probability = steadied(now, memory.probability)
         solid = self._shape.solid(probability)
         points = transform_points(face.crop_from_frame, face.landmarks_px)
-        face.masked = self._wears(face, solid, probability, points)
+        face.masked = self._wears(face, wearer, solid, probability, points)
         if face.masked:
             likely = cv2.max(now, probability)  # a mask that rises is over an eye at once
             face.pictures.mask[:], face.pictures.hidden[:] = self._shape.regions(solid, likely, points)
@@ -262,47 +290,45 @@ class Segment(Stage):
             face.pictures.mask[:] = face.pictures.hidden[:] = 0
         regions = face.pictures.mask.copy(), face.pictures.hidden.copy()
         since = 0 if face.masked else _KEEPS_FRAMES if memory is None else memory.since + 1
-        self._memory[face.track_id] = Memory(
-            probability, *regions, face.mask_score, face.masked, face.crop_from_frame, since, held
-        )
+        wearer.memory = Memory(probability, *regions, face.mask_score, face.masked, face.crop_from_frame, since, held)
         return solid
 
     def _is_a_slip(self, face: Face, memory: Memory, again: bool) -> bool:
         """Whether a mask that is gone all at once is more likely to be missed, as in profile, where crops jump."""
         return not again and face.score < _CERTAIN_FACE and memory.held < _HELD_FRAMES
 
-    def _wears(self, face: Face, solid: U8, probability: F32, points: F32) -> bool:
+    def _wears(self, face: Face, wearer: _Wearer, solid: U8, probability: F32, points: F32) -> bool:
         """Whether what was found is a mask that the face wears; writes `mask_score`."""
         area = cv2.countNonZero(solid) / _PIXELS
         core = cv2.bitwise_and(solid, cv2.compare(probability, _SURE, cv2.CMP_GT))
         sure = cv2.mean(probability, mask=core)[0] / 255.0
         face.mask_score = sure * min(1.0, area / _WEARS_AREA)
-        memory = self._memory.get(face.track_id)
+        memory = wearer.memory
         if memory is not None and memory.since < (_KEEPS_FRAMES if face.score < _CERTAIN_FACE else 1):
             return area >= _KEEPS_AREA
-        self._bare[face.track_id] += area < _KEEPS_AREA
-        if self._comes_from_below(face, solid):
+        wearer.bare += area < _KEEPS_AREA
+        if self._comes_from_below(face, wearer, solid):
             return False
-        as_found = self._bare[face.track_id] < _BARE_LOOKS
+        as_found = wearer.bare < _BARE_LOOKS
         told = face.looks_masked and sure >= _TOLD
         if face.score >= _CERTAIN_FACE or (as_found and (told or sure >= _CERTAIN_MASK)):
-            self._certain.add(face.track_id)
+            wearer.certain = True
         return (
             area >= _WEARS_AREA
             and sure >= _least_sure(face)
-            and face.track_id in self._certain
+            and wearer.certain
             and _sits_on_a_face(solid)
             and (told or not _leaves_the_mouth_free(solid, points) or _certain_below_the_mouth(solid, sure))
         )
 
-    def _comes_from_below(self, face: Face, solid: U8) -> bool:
+    def _comes_from_below(self, face: Face, wearer: _Wearer, solid: U8) -> bool:
         """Whether a mask is on its way to a face that has been bare for a while: one half of it would come off, and the
         other, beyond the crop, stay."""
-        memory = self._memory.get(face.track_id)
-        bare = memory is not None and memory.since >= _KEEPS_FRAMES and self._bare[face.track_id] > 0
+        memory = wearer.memory
+        bare = memory is not None and memory.since >= _KEEPS_FRAMES and wearer.bare > 0
         cut_off = bare and cv2.countNonZero(solid[-1:]) > _CUT_OFF_PX and self._goes_on_below(face)
-        self._coming[face.track_id] = self._coming[face.track_id] + 1 if cut_off else 0
-        return 0 < self._coming[face.track_id] <= _PUT_ON_FRAMES
+        wearer.coming = wearer.coming + 1 if cut_off else 0
+        return 0 < wearer.coming <= _PUT_ON_FRAMES
 
     def _goes_on_below(self, face: Face) -> bool:
         """Whether the picture goes on below the crop."""
@@ -327,13 +353,13 @@ class Segment(Stage):
         for i, closer in zip(doubtful, self._views([(crops[i], _CLOSER) for i in doubtful]), strict=True):
             found[i] = np.asarray(np.maximum(found[i], closer), np.float32)
             shows_mask = cv2.countNonZero(cv2.compare(closer, _SURE, cv2.CMP_GT)) >= _KEEPS_AREA * _PIXELS
-            self._closer[faces[i].track_id] = index, shows_mask
+            self._wearers[faces[i].track_id].closer = index, shows_mask
         return found
 
     def _lowered(self, face: Face, crop: U8, found: F32) -> F32:
         """What is mask in profile, where the landmarks, and with them the crop, may lie turned so far that the network
         is hardly sure of any: that, or what it finds where the head looks down, whichever shows more."""
-        memory = self._memory.get(face.track_id)
+        memory = self._wearers[face.track_id].memory
         if memory is None or not memory.masked:
             return found
         moments = cv2.moments(memory.mask, binaryImage=True)
@@ -355,8 +381,7 @@ class Segment(Stage):
 
     def _whose_turn(self, index: int, faces: Sequence[Face], doubtful: list[int]) -> list[int]:
         """Of the faces without a whole mask, by position, those to look at closer in this frame."""
-        never = -_CLOSER_EVERY, False
-        looks = {i: self._closer.get(faces[i].track_id, never) for i in doubtful}
+        looks = {i: self._wearers[faces[i].track_id].closer for i in doubtful}
         shown = [i for i, (_, shows_mask) in looks.items() if shows_mask]
         others = [i for i in doubtful if i not in shown and index - looks[i][0] >= _CLOSER_EVERY]
         return [*shown, *sorted(others, key=lambda i: looks[i][0])[:1]]
