@@ -14,7 +14,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from unmask.stream.keys import read_pair, read_public
 from unmask.stream.protocol import (
     CODED_FORMATS,
     FORMATS,
+    MAX_SECONDS,
     VERSION,
     Bye,
     Error,
@@ -55,6 +56,9 @@ Parts = list[bytes | memoryview]
 
 _PROBE_SECONDS: Final = 0.5
 """How long to wait for an answer before asking whether the server still knows us."""
+
+_LEAST_STEP: Final = 1e-4
+"""Seconds between two frames at least, for clocks that stand still between them."""
 
 
 class Unmasked(npt.NDArray[np.uint8]):
@@ -108,8 +112,9 @@ class Conversation:
         self._finished: dict[int, Unmasked | RefusedError] = {}
         self._memory: OpenedMemory | None = None
         self._free_slots: list[int] = []
-        self._share_asked = 0
-        self._is_sharing = False
+        self._largest = 0  # bytes of a slot that the frames so far would need
+        self._share_asked = 0  # bytes of a slot that were asked for last
+        self._is_sharing = False  # whether that is still to be answered
         self.outgoing: deque[Parts] = deque([[encode(Hello(VERSION))]])
         self.welcome: Welcome | None = None
         self.why_not_shared: str | None = None if share else "the client does not ask for it"
@@ -203,7 +208,7 @@ class Conversation:
             self._wants_memory, self.why_not_shared = False, "the server does not allow it"
         if before is not None and before.session == message.session:
             return
-        self._memory, self._free_slots, self._share_asked, self._is_sharing = None, [], 0, False
+        self._memory, self._free_slots, self._largest, self._share_asked, self._is_sharing = None, [], 0, 0, False
         self.outgoing.clear()
         self._pending = {id: pending for id, pending in self._pending.items() if pending.is_wanted}
         for position, pending in enumerate(self._pending.values()):
@@ -218,22 +223,37 @@ class Conversation:
             self._memory.slot(pending.slot)[: request.bytes] = pending.picture
         assert self.welcome is not None
         header = msgspec.structs.replace(
-            request, session=self.welcome.session, reset=request.reset or begins, slot=pending.slot
+            request,
+            session=self.welcome.session,
+            reset=request.reset or begins,
+            slot=pending.slot,
+            memory=None if pending.memory is None else pending.memory.message.memory,
         )
         self.outgoing.append([encode(header)] if pending.slot is not None else [encode(header), pending.picture.data])
 
     def _ask_for_memory(self, size: int) -> None:
-        """Ask for slots where there are none yet, or they are too small; until they come, frames go in messages."""
-        if not self._wants_memory or size <= self._share_asked or self.welcome is None:
+        """Ask for slots where there are none yet, or they are too small; until they come, frames go in messages.
+
+        One request is under way at a time, so it is clear which one an answer belongs to. Slots have room to spare:
+        coded frames of a video differ in size, and each new memory means frames in messages.
+        """
+        if not self._wants_memory or self.welcome is None:
+            return
+        most = self.welcome.max_bytes
+        self._largest = max(self._largest, min(size, most))
+        if self._is_sharing or self._largest <= self._share_asked:
             return
         self._memory, self._free_slots, self._is_sharing = None, [], True
-        self._share_asked = min(size, self.welcome.max_bytes)
+        self._share_asked = min(self._largest * 3 // 2, most)
         self.outgoing.append([encode(Share(self.welcome.session, self._share_asked))])
 
     def _open(self, message: Shared) -> None:
         if not self._is_sharing:
             return
         self._is_sharing = False
+        if self._largest > self._share_asked:  # larger frames have come meanwhile
+            self._ask_for_memory(self._largest)
+            return
         try:
             self._memory = OpenedMemory(message)
         except OSError as error:
@@ -307,6 +327,55 @@ def _unmasked(picture: U8, message: Result) -> Unmasked:
     return out
 
 
+class _Clock:
+    """Times of a client's frames, in s: each later than all before it, whatever kinds of frames are mixed.
+
+    Attributes:
+        due: when the next frame of a `stream` is to come; None where none is going on.
+    """
+
+    def __init__(self) -> None:
+        self.due: float | None = None
+        self._last: float | None = None
+        self._sent = 0.0  # when that was, by the system's clock
+
+    def single(self) -> float:
+        """Time of a single frame: as long after the last one as it truly is, but before a stream's next one."""
+        if self._last is None:
+            return 0.0
+        step = time.monotonic() - self._sent
+        if self.due is not None and self.due > self._last:
+            step = min(step, (self.due - self._last) / 2)
+        return self._last + max(step, _LEAST_STEP)
+
+    def of_stream(self, planned: float, gap: float) -> float:
+        """Time of a frame of a `stream`: as planned, or a gap after the last frame where that was not before it."""
+        at = planned if self._last is None or planned >= self._last + _LEAST_STEP else self._last + gap
+        self.due = at + gap
+        return at
+
+    def note(self, seconds: float) -> None:
+        """A frame of this time was sent."""
+        if abs(seconds) <= MAX_SECONDS:  # others are refused, and no frame could be later
+            self._last = seconds if self._last is None else max(self._last, seconds)
+            self._sent = time.monotonic()
+
+
+class _Pace:
+    """Gives the times of the frames of a `stream`, one after the other: 1 / fps apart."""
+
+    def __init__(self, clock: _Clock, fps: float) -> None:
+        self._clock, self._fps = clock, fps
+        self._begin, self._index = 0.0, 0
+
+    def __call__(self) -> float:
+        planned = self._begin + self._index / self._fps
+        at = self._clock.of_stream(planned, 1 / self._fps)
+        self._begin += at - planned  # where a frame came between that is later, all the rest is put off
+        self._index += 1
+        return at
+
+
 class _Connection:
     """What both clients have in common: settings, the socket's options, times.
 
@@ -350,8 +419,9 @@ class _Connection:
         self._server_key = None if server_key is None else read_public(str(server_key))
         self._ids = itertools.count(1)
         self._conversation = self._new_conversation()
-        self._began = time.monotonic()
-        self._begins = True
+        self._clock = _Clock()
+        self._streams = 0  # how many are going on
+        self._begins = True  # whether the next frame begins anew
 
     @property
     def uses_shared_memory(self) -> bool:
@@ -389,16 +459,29 @@ class _Connection:
             f"running{keys}? For a slow server give a larger timeout_seconds"
         )
 
-    def _turn(self, seconds: float | None) -> tuple[float, bool]:
-        """Time of the next single frame, and whether it begins a stream."""
-        begins, self._begins = self._begins, False
-        return (time.monotonic() - self._began if seconds is None else seconds), begins
+    def _hand_over(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
+        """Put a frame on its way for which there is credit; its time is taken here, so that frames go out in order."""
+        at = seconds()
+        id = self._conversation.submit(frame, at, reset or self._begins)
+        self._clock.note(at)
+        self._begins = False
+        return id
+
+    def _time_of(self, seconds: float | None) -> Callable[[], float]:
+        """Gives the time of a single frame."""
+        return self._clock.single if seconds is None else lambda: seconds
+
+    def _end_stream(self) -> None:
+        self._streams -= 1
+        if not self._streams:
+            self._clock.due, self._begins = None, True
 
 
 class Client(_Connection):
     """A connection to `unmask serve`; used by one thread. See `_Connection` for the arguments.
 
-    Frames given to one client are one stream: faces are followed from one to the next.
+    Frames given to one client are one stream: faces are followed from one to the next, also where single frames come
+    between those of `stream`. A call of `stream` begins anew, and so does the first single frame after it.
     """
 
     def __enter__(self) -> Self:
@@ -424,7 +507,8 @@ class Client(_Connection):
         Args:
             frame: uint8, (H, W, 3) for rgb24 and bgr24, (H, W) for gray8, (H * 3 / 2, W) for nv12; the file's bytes
                 for jpeg, png and webp.
-            seconds: its time, later than that of the frame before; None for now.
+            seconds: its time in s, later than that of the frame before; None for as long after the frame before as
+                it truly is, and between two frames of `stream` for a time between theirs.
             reset: forget the faces of earlier frames.
 
         Returns:
@@ -435,15 +519,14 @@ class Client(_Connection):
             NoAnswerError: the server did not answer in time.
             RefusedError: the server refused the frame.
         """
-        at, begins = self._turn(seconds)
-        return self._collect(self._submit(frame, at, reset or begins))
+        return self._collect(self._submit(frame, self._time_of(seconds), reset))
 
     def stream(self, frames: Iterable[npt.NDArray[Any] | bytes], fps: float = 30.0) -> Iterator[Unmasked]:
         """Take the masks off many frames, in order, several on their way at a time.
 
         Args:
             frames: as for a single one; they begin a stream.
-            fps: how many there are per second of video.
+            fps: how many there are per second of video. Single frames may come between them.
 
         Yields:
             An answer for each.
@@ -452,27 +535,33 @@ class Client(_Connection):
             UserError, NoAnswerError, RefusedError: as for a single frame.
         """
         waiting: deque[int] = deque()
-        self._begins = True  # for the next single frame
+        pace = _Pace(self._clock, fps)
+        self._streams += 1
         try:
             for index, frame in enumerate(frames):
                 while waiting and not self._conversation.has_credit:
                     yield self._collect(waiting.popleft())
-                waiting.append(self._submit(frame, index / fps, index == 0))
+                waiting.append(self._submit(frame, pace, index == 0))
                 self._pump(0)
                 while waiting and self._conversation.is_finished(waiting[0]):
                     yield self._collect(waiting.popleft())
             while waiting:
                 yield self._collect(waiting.popleft())
         finally:
+            self._end_stream()
             for id in waiting:
                 self._conversation.abandon(id)
 
-    def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: float, reset: bool) -> int:
+    def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
         self._await(lambda: self._conversation.has_credit)
-        return self._conversation.submit(frame, seconds, reset)
+        return self._hand_over(frame, seconds, reset)
 
     def _collect(self, id: int) -> Unmasked:
-        self._await(lambda: not self._conversation.is_pending(id))
+        try:
+            self._await(lambda: not self._conversation.is_pending(id))
+        except BaseException:
+            self._conversation.abandon(id)  # else its answer would be kept for ever
+            raise
         if not self._conversation.is_finished(id):  # a single frame between those of a stream has timed out
             raise self._no_answer()
         return self._conversation.take(id)
@@ -521,6 +610,14 @@ class Client(_Connection):
         self._context.term()
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """Until when a task waits, and in which conversation it began to: that one it gives up, and no later one."""
+
+    deadline: float
+    conversation: Conversation
+
+
 class AsyncClient(_Connection):
     """The twin of `Client` for asyncio: `async with`, `await unmask(frame)`, `async for out in unmask.stream(frames)`.
 
@@ -530,6 +627,7 @@ class AsyncClient(_Connection):
     async def __aenter__(self) -> Self:
         self._context = zmq.asyncio.Context()
         self._changed = asyncio.Condition()
+        self._submitting = asyncio.Lock()
         self._open()
         self._reader = asyncio.create_task(self._read())
         try:
@@ -547,9 +645,8 @@ class AsyncClient(_Connection):
     async def __call__(
         self, frame: npt.NDArray[Any] | bytes, *, seconds: float | None = None, reset: bool = False
     ) -> Unmasked:
-        """Take the masks off one frame; see `Client.__call__`."""
-        at, begins = self._turn(seconds)
-        return await self._collect(await self._submit(frame, at, reset or begins))
+        """Take the masks off one frame; see `Client.__call__`. Frames go out in the order of the calls."""
+        return await self._collect(await self._submit(frame, self._time_of(seconds), reset))
 
     async def stream(
         self,
@@ -558,40 +655,52 @@ class AsyncClient(_Connection):
     ) -> AsyncIterator[Unmasked]:
         """Take the masks off many frames; see `Client.stream`. `frames` may be asynchronous too."""
         waiting: deque[int] = deque()
-        self._begins = True
-        index = 0
+        pace = _Pace(self._clock, fps)
+        self._streams += 1
+        is_first = True
         try:
             async for frame in _each(frames):
                 while waiting and not self._conversation.has_credit:
                     yield await self._collect(waiting.popleft())
-                waiting.append(await self._submit(frame, index / fps, index == 0))
-                index += 1
+                waiting.append(await self._submit(frame, pace, is_first))
+                is_first = False
                 while waiting and self._conversation.is_finished(waiting[0]):
                     yield await self._collect(waiting.popleft())
             while waiting:
                 yield await self._collect(waiting.popleft())
         finally:
+            self._end_stream()
             for id in waiting:
                 self._conversation.abandon(id)
 
-    async def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: float, reset: bool) -> int:
-        await self._await(lambda: self._conversation.has_credit)
-        id = self._conversation.submit(frame, seconds, reset)
-        await self._send()
+    async def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
+        wait = _Wait(time.monotonic() + self._timeout, self._conversation)
+        async with self._submitting:  # tasks that wait for credit take turns: none overtakes another
+            await self._await(lambda: self._conversation.has_credit, wait)
+            id = self._hand_over(frame, seconds, reset)
+        try:
+            await self._send()
+        except BaseException:
+            self._conversation.abandon(id)
+            raise
         return id
 
     async def _collect(self, id: int) -> Unmasked:
-        await self._await(lambda: not self._conversation.is_pending(id))
+        try:
+            await self._await(lambda: not self._conversation.is_pending(id))
+        except BaseException:
+            self._conversation.abandon(id)  # else its answer would be kept for ever
+            raise
         if not self._conversation.is_finished(id):  # another task has given up the connection that it was on
             raise self._no_answer()
         return self._conversation.take(id)
 
-    async def _await(self, is_so: Any) -> None:
-        deadline, conversation = time.monotonic() + self._timeout, self._conversation
+    async def _await(self, is_so: Any, wait: _Wait | None = None) -> None:
+        wait = wait or _Wait(time.monotonic() + self._timeout, self._conversation)
         while not is_so():
-            left = deadline - time.monotonic()
+            left = wait.deadline - time.monotonic()
             if left <= 0:
-                if self._conversation is conversation:
+                if self._conversation is wait.conversation:
                     await self._reconnect()
                 raise self._no_answer()
             await self._send()

@@ -74,8 +74,10 @@ class Share(Request, frozen=True, tag="share"):
     bytes: Annotated[int, Meta(ge=1, le=MAX_ID)]
 
 
-class FrameRequest(Request, frozen=True, tag="frame"):
+class FrameRequest(Request, frozen=True, tag="frame", omit_defaults=True):
     """A picture to work on. Its pixels are the payload, or lie in a slot of the shared memory.
+
+    What is as by default is not sent: servers of this version that do not know a field refuse it.
 
     Args:
         id: chosen by the client, comes back with the answer.
@@ -87,6 +89,7 @@ class FrameRequest(Request, frozen=True, tag="frame"):
         answer: format of the answer; None for that of the picture.
         reset: forget everything about earlier frames.
         slot: where the picture lies in shared memory; None where it is the payload.
+        memory: number of the memory that the slot belongs to, from `Shared`; None for the newest.
     """
 
     id: Count
@@ -99,6 +102,7 @@ class FrameRequest(Request, frozen=True, tag="frame"):
     answer: Format | None = None
     reset: bool = False
     slot: Count | None = None
+    memory: Count | None = None
 
 
 class Bye(Request, frozen=True, tag="bye"):
@@ -138,7 +142,10 @@ class Welcome(Reply, frozen=True, tag="welcome"):
 
 
 class Shared(Reply, frozen=True, tag="shared"):
-    """The answer to `Share`: open `path`, check that it begins with `token`; slot n starts at first + n * stride."""
+    """The answer to `Share`: open `path`, check that it begins with `token`; slot n starts at first + n * stride.
+
+    `memory` is its number, for `FrameRequest`; None from servers that do not number theirs.
+    """
 
     path: str
     token: bytes
@@ -146,6 +153,7 @@ class Shared(Reply, frozen=True, tag="shared"):
     slot_bytes: int
     first: int
     stride: int
+    memory: int | None = None
 
 
 class FoundFace(msgspec.Struct, frozen=True):
@@ -308,6 +316,8 @@ def _check_frame(request: FrameRequest, payload: int | None, limits: Limits) -> 
 
     if (payload is None) == (request.slot is None):
         raise refuse("malformed", "a frame has either a payload or a slot")
+    if request.slot is None and request.memory is not None:
+        raise refuse("malformed", "memory goes with a slot: leave it out of a frame with a payload")
     if payload is not None and payload != request.bytes:
         raise refuse("malformed", f"the payload has {payload} bytes, the header says {request.bytes}")
     if not math.isfinite(request.seconds) or abs(request.seconds) > MAX_SECONDS:

@@ -31,12 +31,13 @@ class ServedMemory:
     Args:
         slots: number of slots.
         slot_bytes: size of each.
+        number: tells it from others of the same client.
 
     Raises:
         OSError: the system gives none.
     """
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
+    def __init__(self, slots: int, slot_bytes: int, number: int) -> None:
         stride = -(-slot_bytes // _PAGE) * _PAGE
         size = _PAGE + slots * stride
         self._descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -46,7 +47,7 @@ class ServedMemory:
         token = secrets.token_bytes(TOKEN_BYTES)
         self._memory[:TOKEN_BYTES] = np.frombuffer(token, np.uint8)
         path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        self.message = Shared(path, token, slots, slot_bytes, _PAGE, stride)
+        self.message = Shared(path, token, slots, slot_bytes, _PAGE, stride, number)
 
     def slot(self, number: int) -> U8:
         """The (slot_bytes,) uint8 memory of a slot. Raises IndexError where there is no such slot."""

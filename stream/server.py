@@ -144,6 +144,7 @@ class _Client:
         self.waiting: deque[_Job] = deque()
         self.outbox: deque[Sequence[bytes | memoryview]] = deque()  # answers that the client has no room for yet
         self.memory: ServedMemory | None = None
+        self.memories = 0  # how many it was given so far: each has a number of its own
         self.last_seconds: float | None = None
         self.slots_in_use: set[int] = set()
         self.is_active = False
@@ -423,8 +424,9 @@ class Server:
         if client.memory is not None:
             client.memory.close()
             client.memory = None
+        client.memories += 1
         try:
-            client.memory = ServedMemory(self._options.limits.credits, request.bytes)
+            client.memory = ServedMemory(self._options.limits.credits, request.bytes, client.memories)
         except OSError as error:
             raise ProtocolError("shared", f"no shared memory ({error.strerror}); send pictures in messages") from error
         client.slots_in_use = set()
@@ -453,6 +455,9 @@ class Server:
         number, memory = request.slot or 0, client.memory
         if memory is None:
             raise ProtocolError("shared", "there is no shared memory: ask for it with share", request.id)
+        if request.memory not in (None, memory.message.memory):
+            text = f"memory {request.memory} is not used any more, but {memory.message.memory}"
+            raise ProtocolError("shared", text, request.id)
         if number >= memory.message.slots or request.bytes > memory.message.slot_bytes:
             raise ProtocolError("shared", f"slot {number} does not exist or is too small", request.id)
         if number in client.slots_in_use:
