@@ -12,13 +12,14 @@ What is painted is a plausible face, never evidence of who someone is.
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 import msgspec
 import numpy as np
@@ -365,6 +366,8 @@ class _Pace:
     """Gives the times of the frames of a `stream`, one after the other: 1 / fps apart."""
 
     def __init__(self, clock: _Clock, fps: float) -> None:
+        if not 0 < fps < math.inf:
+            raise UserError(f"fps is {fps}; give frames per second above 0")
         self._clock, self._fps = clock, fps
         self._begin, self._index = 0.0, 0
 
@@ -392,6 +395,8 @@ class _Connection:
     Raises:
         UserError: an argument cannot be used.
     """
+
+    _opened_by: ClassVar[str]
 
     def __init__(
         self,
@@ -422,6 +427,7 @@ class _Connection:
         self._clock = _Clock()
         self._streams = 0  # how many are going on
         self._begins = True  # whether the next frame begins anew
+        self._is_open = False
 
     @property
     def uses_shared_memory(self) -> bool:
@@ -467,6 +473,12 @@ class _Connection:
         self._begins = False
         return id
 
+    def _check_open(self) -> None:
+        """Raises UserError before the client is connected, and after."""
+        if not self._is_open:
+            kind = type(self).__name__
+            raise UserError(f"this {kind} is not connected; use it in `{self._opened_by} {kind}(...) as unmask:`")
+
     def _time_of(self, seconds: float | None) -> Callable[[], float]:
         """Gives the time of a single frame."""
         return self._clock.single if seconds is None else lambda: seconds
@@ -484,6 +496,8 @@ class Client(_Connection):
     between those of `stream`. A call of `stream` begins anew, and so does the first single frame after it.
     """
 
+    _opened_by: ClassVar[str] = "with"
+
     def __enter__(self) -> Self:
         self._context = zmq.Context()
         try:
@@ -492,9 +506,11 @@ class Client(_Connection):
         except BaseException:
             self._close()
             raise
+        self._is_open = True
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_open = False
         self._conversation.leave()
         self._send()
         self._close()
@@ -553,6 +569,7 @@ class Client(_Connection):
                 self._conversation.abandon(id)
 
     def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
+        self._check_open()
         self._await(lambda: self._conversation.has_credit)
         return self._hand_over(frame, seconds, reset)
 
@@ -624,6 +641,8 @@ class AsyncClient(_Connection):
     See `_Connection` for the arguments. Several tasks may await frames at once; they are one stream.
     """
 
+    _opened_by: ClassVar[str] = "async with"
+
     async def __aenter__(self) -> Self:
         self._context = zmq.asyncio.Context()
         self._changed = asyncio.Condition()
@@ -635,9 +654,11 @@ class AsyncClient(_Connection):
         except BaseException:
             await self._close()
             raise
+        self._is_open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_open = False
         self._conversation.leave()
         await self._send()
         await self._close()
@@ -674,6 +695,7 @@ class AsyncClient(_Connection):
                 self._conversation.abandon(id)
 
     async def _submit(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
+        self._check_open()
         wait = _Wait(time.monotonic() + self._timeout, self._conversation)
         async with self._submitting:  # tasks that wait for credit take turns: none overtakes another
             await self._await(lambda: self._conversation.has_credit, wait)

@@ -323,7 +323,8 @@ def _check_frame(request: FrameRequest, payload: int | None, limits: Limits) -> 
     if not math.isfinite(request.seconds) or abs(request.seconds) > MAX_SECONDS:
         raise refuse("malformed", f"seconds must be a number between -{MAX_SECONDS:.0e} and {MAX_SECONDS:.0e}")
     if request.bytes > limits.max_bytes:
-        raise refuse("limit", f"a picture of {request.bytes} bytes; {limits.max_bytes} is the most")
+        text = f"a picture of {request.bytes} bytes; {limits.max_bytes} is the most (`unmask serve --max-size`)"
+        raise refuse("limit", text)
     if request.format in CODED_FORMATS:
         if request.width or request.height:
             raise refuse("malformed", f"leave width and height out: a {request.format} picture has its own")

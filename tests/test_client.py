@@ -13,7 +13,7 @@ import pytest
 import zmq
 from served import RawClient
 
-from unmask.errors import RefusedError
+from unmask.errors import RefusedError, UserError
 from unmask.stream import AsyncClient, Client
 from unmask.stream import server as server_module
 from unmask.stream.face_stream import Answer, SharedEngines
@@ -330,3 +330,17 @@ def test_stream_that_nobody_ends_does_not_hold_up_the_clock(server: Server) -> N
         assert len(list(left)) == 7
     seconds = [request.seconds for request in Negative.requests]
     assert seconds == sorted(set(seconds))
+
+
+def test_client_that_is_not_connected_says_so(server: Server) -> None:
+    unmask, later = Client(server.endpoint), AsyncClient(server.endpoint)
+    with pytest.raises(UserError, match=r"use it in `with Client"):
+        unmask(picture())
+    with unmask:
+        unmask(picture())
+        with pytest.raises(UserError, match="fps is 0"):
+            next(unmask.stream([picture()], fps=0))
+    with pytest.raises(UserError, match="not connected"):
+        unmask(picture())
+    with pytest.raises(UserError, match=r"use it in `async with AsyncClient"):
+        asyncio.run(later(picture()))  # type: ignore[arg-type]
