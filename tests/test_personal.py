@@ -1,43 +1,61 @@
 """A personal model: made from a video of the portrait, used by the engines and by every command that paints."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from faces import Portrait
 from safetensors.numpy import load_file, save_file
 from served import server_program
 from tolerances import ENGINE_PSNR_DB
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from unmask.cli import app
+from unmask.cli import app, main
 from unmask.errors import EngineError, UserError
 from unmask.models.engine import choose, load, weights_file
 from unmask.models.person import BASE_KEY, Person, PersonalOpenVinoEngine, PersonalTorchEngine, base_hash
 from unmask.models.runtime import load_runtime
 from unmask.stream import Client
+from unmask.train import personal as personal_module
 from unmask.train.evaluate import psnr
+from unmask.train.inpainter import PaintTrainer
 from unmask.train.personal import MOST_BYTES, PersonalInpainter, shipped_inpainter
+
+U8 = npt.NDArray[np.uint8]
+
+
+def moved(rgb: U8, index: int) -> U8:
+    """The same picture, turned and enlarged a little, in even sizes as codecs want them."""
+    height, width = (x // 2 * 2 for x in rgb.shape[:2])
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), 8 * np.sin(index / 2), 1.0 + 0.01 * index)
+    return np.asarray(cv2.warpAffine(rgb, turn, (width, height), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def write_clip(path: Path, rgb: U8) -> Path:
+    """Two seconds of a picture, moving a little."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 8, options={"crf": "12"})
+        stream.height, stream.width = (x // 2 * 2 for x in rgb.shape[:2])
+        stream.pix_fmt = "yuv420p"
+        for index in range(16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved(rgb, index), format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture(scope="module")
 def clip(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of the bare portrait, moving a little."""
-    path = tmp_path_factory.mktemp("video") / "bare.mp4"
-    height, width = (x // 2 * 2 for x in portrait.bare.shape[:2])
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", 8, options={"crf": "12"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(16):
-            turn = cv2.getRotationMatrix2D((width / 2, height / 2), 8 * np.sin(index / 2), 1.0 + 0.01 * index)
-            rgb = cv2.warpAffine(portrait.bare, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    """Two seconds of the bare portrait."""
+    return write_clip(tmp_path_factory.mktemp("video") / "bare.mp4", portrait.bare)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +210,116 @@ def test_too_few_faces_are_said(portrait: Portrait, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "one.png"), portrait.bare[..., ::-1])
     result = CliRunner().invoke(app, ["personalize", str(tmp_path), "-o", str(tmp_path / "p.safetensors")])
     assert "1 found, 8 are the least" in str(result.exception)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that is said of what cannot be used."""
+    assert main(["personalize", *arguments]) == UserError.exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
+def test_a_clip_of_a_masked_face_is_refused(
+    portrait: Portrait, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_clip(tmp_path / "masked.mp4", portrait.masked)
+    line = refused([str(clip), "-o", str(tmp_path / "p.safetensors"), "--steps", "1"], capsys)
+    assert "too few bare faces: 0 found (16 more wear a mask and were left out), 8 are the least" in line
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+@pytest.fixture(scope="module")
+def mixed(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """What is said of a folder of nine bare faces, two with a mask and files that are no pictures, and what is written
+    over another file."""
+    folder = tmp_path_factory.mktemp("mixed")
+    pictures, out = folder / "pictures", folder / "p.safetensors"
+    pictures.mkdir()
+    for index in range(11):
+        rgb = moved(portrait.masked if index in (4, 7) else portrait.bare, index)
+        (pictures / f"{index:02}.png").write_bytes(cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
+    os.rename(pictures / "10.png", os.fsencode(pictures) + b"/caf\xe9.png")  # OpenCV ends the program at such a name
+    (pictures / "empty.jpg").touch()
+    (pictures / "notes.png").write_text("this is no picture")
+    (pictures / "broken.mp4").write_text("nor is this a video")
+    out.write_text("something else")
+    before = os.umask(0o027)
+    try:
+        given = ["personalize", str(pictures), "-o", str(out), "--steps", "1", "--overwrite"]
+        return CliRunner().invoke(app, given), out
+    finally:
+        os.umask(before)
+
+
+def test_faces_with_a_mask_are_left_out_and_counted(mixed: tuple[Result, Path]) -> None:
+    result, _ = mixed
+    assert result.exit_code == 0, result.output
+    assert "from 8 faces (2 more wear a mask and were left out)" in result.output
+    assert "on 1 others" in result.output
+
+
+def test_files_that_cannot_be_read_are_said_and_left_out(mixed: tuple[Result, Path]) -> None:
+    result, _ = mixed
+    said = [line for line in result.stderr.splitlines() if "cannot read" in line]
+    assert len(said) == 3
+    for name in ("empty.jpg", "notes.png", "broken.mp4"):
+        assert any(name in line and line.endswith("; what cannot be read is left out") for line in said)
+
+
+def test_the_file_is_as_open_as_the_umask_says_and_whole(mixed: tuple[Result, Path]) -> None:
+    _, out = mixed
+    assert out.stat().st_mode & 0o777 == 0o640
+    assert Person.load(out).tensors, "what --overwrite replaced is gone"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["p.safetensors", "pictures"], "no draft stays"
+
+
+def test_an_output_that_exists_is_kept(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "p.safetensors"
+    out.write_text("mine")
+    assert "exists and is kept; use --overwrite" in refused([str(clip), "-o", str(out), "--steps", "1"], capsys)
+    assert out.read_text() == "mine"
+
+
+def test_a_closed_folder_is_said_before_anything_is_learnt(
+    clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/proc").is_dir():
+        pytest.skip("there is no /proc")
+    monkeypatch.setattr(personal_module, "collect_faces", lambda *_: pytest.fail("it began"))
+    assert "/proc: cannot be written to" in refused([str(clip), "-o", "/proc/p.safetensors"], capsys)
+
+
+def then_signal(number: int, what: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function does, and a signal to this process."""
+
+    def work(*arguments: Any) -> Any:
+        result = what(*arguments)
+        os.kill(os.getpid(), number)
+        return result
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "number"),
+    [(personal_module, "largest_face", signal.SIGTERM), (PaintTrainer, "step", signal.SIGINT)],
+)
+def test_stopped_it_says_so_and_leaves_nothing(
+    place: Any,
+    name: str,
+    number: int,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(place, name, then_signal(number, getattr(place, name)))
+    assert main(["personalize", str(clip), "-o", str(tmp_path / "p.safetensors"), "--steps", "3"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "unmask: stopped; nothing was written\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]

@@ -12,7 +12,7 @@ training  `loop` the one that all runs share; `objectives` losses by name put to
           what they compute; `efficientnet`, `dlib_face` networks that they look through; `optimizers`; `processes`
           several GPUs; `mlflow_log` the record
 trainers  `inpainter`, `segmenter`, `unmasker` (both at once), `ear_loops` and `more_masks` (parts of the segmenter),
-          `detector`, `landmarker`, `personal` (one person's inpainter)
+          `detector`, `landmarker`, `personal` (one person's inpainter; `mask_judge` who is bare)
 after     `campaign` overfit, cross-validate, tune; `compare`; `evaluate` what ships, `evaluate_run` a run;
           `instruments` that judge; `calibration` pictures for 8-bit integers; `demo` makes a clip and measures it
 """

@@ -30,7 +30,10 @@ PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 def read_rgb(path: Path) -> U8:
     """Read a picture as (H, W, 3) uint8 RGB. Raises UserError where it cannot be read."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:  # not by OpenCV, which ends the program at names that are no UTF-8
+        bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):
+        bgr = None
     if bgr is None:
         raise UserError(f"cannot read '{path}' as a picture")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)

@@ -246,12 +246,13 @@ class Run:
 
 
 @contextmanager
-def stopped_between_steps() -> Iterator[Event]:
-    """Ctrl-C and SIGTERM set the event that this yields; the second one stops at once."""
+def stopped_between_steps(said: str) -> Iterator[Event]:
+    """Ctrl-C and SIGTERM set the event that this yields, and a line is said; the second one stops at once."""
     stop = Event()
 
     def on_signal(number: int, _: object) -> None:
-        print("stopping after this step; the same command goes on from there", flush=True)
+        if said:
+            print(said, flush=True)
         stop.set()
         signal.signal(number, before[number])
 
@@ -302,6 +303,7 @@ class Trainer(ABC, Generic[B]):
         figure: the one of `validate`'s figures that tells which run is better; the higher, the better.
         on_step: is told how many of how many steps are done.
         on_epoch: is told the steps done and the figures of each validation.
+        stopping: what is said after Ctrl-C; empty for nothing, where the state of the run is not kept.
     """
 
     figure: ClassVar[str] = ""
@@ -320,6 +322,7 @@ class Trainer(ABC, Generic[B]):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.on_step: Callable[[int, int], None] = lambda done, total: None
         self.on_epoch: Callable[[int, dict[str, float]], None] = lambda done, figures: None
+        self.stopping = "stopping after this step; the same command goes on from there"
         parts = {"model": model, "opt": optimizer, "scaler": self.scaler}
         self.run = Run(network, recipe, parts | others, self.ema)
 
@@ -351,7 +354,7 @@ class Trainer(ABC, Generic[B]):
         keep_memory()
         self.run.resume()
         total = sum(phase.steps for phase in self.recipe.phases)
-        with stopped_between_steps() as stop:
+        with stopped_between_steps(self.stopping) as stop:
             for phase, step, batch in Steps(self.recipe, self.run.done, self.batch):
                 self.run.add(self.step(phase, step, batch))
                 self.run.step_done(REPORT_EVERY)

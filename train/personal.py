@@ -1,9 +1,10 @@
 """Makes the inpainter a person's own: a few minutes of their bare face, and a small change of its weights."""
 
-import os
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,10 +26,13 @@ from unmask.models.person import BASE_KEY, base_hash
 from unmask.train.config import Phase, Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, CropWriter, FaceCrops, largest_face, read_rgb
 from unmask.train.inpainter import PaintTrainer
+from unmask.train.mask_judge import MaskJudge
 from unmask.train.video import VIDEO_SUFFIXES, spread_frames
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Notice = Callable[[str], None]
 
 MOST_BYTES: Final = 2_000_000
 """Of the file."""
@@ -147,18 +151,22 @@ class Personalized:
     Attributes:
         faces: learnt from.
         held_out: measured on.
+        masked: left out, as they wear a mask.
         psnr_before, psnr_after: in the mask, in dB, on the faces that were held out.
         size: of the file in bytes.
     """
 
     faces: int
     held_out: int
+    masked: int
     psnr_before: float
     psnr_after: float
     size: int
 
 
-def personalize(sources: Sequence[Path], out: Path, steps: int, progress: Progress) -> Personalized:
+def personalize(
+    sources: Sequence[Path], out: Path, steps: int, progress: Progress, notice: Notice = print
+) -> Personalized:
     """Fine-tune the inpainter to one person.
 
     Args:
@@ -166,25 +174,34 @@ def personalize(sources: Sequence[Path], out: Path, steps: int, progress: Progre
         out: file to write.
         steps: optimizer steps of four faces.
         progress: is told how many of how many steps are done.
+        notice: takes a line for each file that cannot be read.
 
     Raises:
-        UserError: too few faces are found.
+        UserError: too few bare faces are found.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; nothing is written.
     """
-    with tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
+    with _ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
         folder = Path(name)
-        recipe = _recipe(folder, steps)
-        crops = collect_faces(sources, folder)
-        trainer = PaintTrainer(recipe, PersonalInpainter)
-        trainer.on_step = progress
+        crops, masked = collect_faces(sources, folder, notice)
+        trainer = PaintTrainer(_recipe(folder, steps), PersonalInpainter)
+        trainer.on_step, trainer.stopping = progress, ""  # the folder goes: no run could go on from there
         before = trainer.validate(256)["validation_psnr"]
         after = trainer.fit()["validation_psnr"]
         model = trainer.averaged()
         assert isinstance(model, PersonalInpainter)
-        whole = out.with_name(f".{out.name}.{os.getpid()}")
-        save_file(model.change(), whole, {BASE_KEY: base_hash()})
-        os.replace(whole, out)
+        out.write_bytes(save(model.change(), {BASE_KEY: base_hash()}))  # `save_file` makes files for their owner alone
         held_out = len(trainer.validation)
-    return Personalized(len(crops.names) - held_out, held_out, before, after, out.stat().st_size)
+    return Personalized(len(crops.names) - held_out, held_out, masked, before, after, out.stat().st_size)
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends what runs meanwhile as Ctrl-C does, so that no temporary file stays."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _recipe(folder: Path, steps: int) -> Recipe:
@@ -204,37 +221,82 @@ def _recipe(folder: Path, steps: int) -> Recipe:
     )
 
 
-def collect_faces(sources: Sequence[Path], folder: Path) -> FaceCrops:
+@dataclass
+class _Collector:
+    """Writes the largest face of each picture that it is given, if it is bare.
+
+    Attributes:
+        writer: takes the crops.
+        held_out: names of those to measure on.
+        masked: how many wore a mask.
+    """
+
+    writer: CropWriter
+    held_out: list[str] = field(default_factory=list)
+    masked: int = 0
+
+    def __post_init__(self) -> None:
+        self._detector, self._mesh, self._judge = FaceDetector(), FaceMesh(), MaskJudge()
+
+    def add(self, source: Iterable[U8]) -> None:
+        """Add the pictures of a source; the last are held out."""
+        before = len(self.writer.names)
+        for rgb in source:
+            landmarks = largest_face(rgb, self._detector, self._mesh)
+            if landmarks is None:
+                continue
+            if self._judge.wears_mask(rgb, landmarks):
+                self.masked += 1
+            else:
+                self.writer.add(rgb, landmarks, f"{len(self.writer.names):06}")
+        found = self.writer.names[before:]
+        self.held_out.extend(found[len(found) - len(found) // _HELD_OUT :])
+
+
+def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tuple[FaceCrops, int]:
     """Write the crops of one person, and in `held-out.txt` the names of those to measure on: the last of each source.
 
+    Args:
+        sources: as for `personalize`.
+        folder: to write to.
+        notice: takes a line for each file that cannot be read.
+
+    Returns:
+        The crops, and how many faces were left out because they wear a mask.
+
     Raises:
-        UserError: there are too few.
+        UserError: there are too few, or the only file cannot be read.
     """
     files = [f for source in sources for f in (sorted(source.iterdir()) if source.is_dir() else [source])]
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     pictures = [f for f in files if f.suffix.lower() in PICTURE_SUFFIXES]
     if not videos and not pictures:
         raise UserError(f"no video and no picture in {', '.join(map(str, sources))}")
-    detector, mesh = FaceDetector(), FaceMesh()
-    held_out: list[str] = []
+    alone = len(videos) + len(pictures) == 1
     with CropWriter(folder, MOST_FACES * len(videos) + len(pictures)) as writer:
-
-        def add(source: Iterable[U8]) -> None:
-            before = len(writer.names)
-            for rgb in source:
-                landmarks = largest_face(rgb, detector, mesh)
-                if landmarks is not None:
-                    writer.add(rgb, landmarks, f"{len(writer.names):06}")
-            found = writer.names[before:]
-            held_out.extend(found[len(found) - len(found) // _HELD_OUT :])
-
-        for video in videos:
-            add(rgb for _, rgb in spread_frames(video, MOST_FACES))
-        add(read_rgb(picture) for picture in pictures)
-        count = len(writer.names)
-    if count < FEWEST_FACES or not held_out:
+        collector = _Collector(writer)
+        for source in (*([video] for video in videos), pictures):
+            collector.add(_pictures(source, None if alone else notice))
+    if len(writer.names) < FEWEST_FACES:
+        masked = f" ({collector.masked} more wear a mask and were left out)" if collector.masked else ""
         raise UserError(
-            f"too few bare faces: {count} found, {FEWEST_FACES} are the least; give a video of the person's bare face"
+            f"too few bare faces: {len(writer.names)} found{masked}, {FEWEST_FACES} are the least; "
+            "give a video of the person's bare face"
         )
+    held_out = collector.held_out or writer.names[-1:]  # each source may have too few to hold one out
     (folder / "held-out.txt").write_text("".join(f"{name}\n" for name in held_out))
-    return FaceCrops.open(folder)
+    return FaceCrops.open(folder), collector.masked
+
+
+def _pictures(files: Sequence[Path], notice: Notice | None) -> Iterator[U8]:
+    """The pictures that some files hold. Of one that cannot be read `notice` is told; it is raised if there is none."""
+    for file in files:
+        try:
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                yield from (rgb for _, rgb in spread_frames(file, MOST_FACES))
+            else:
+                yield read_rgb(file)
+        except UserError as error:
+            if notice is None:
+                raise
+            notice(f"{error}; what cannot be read is left out")

@@ -530,10 +530,15 @@ def personalize(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.safetensors", help="The personal model.")],
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 600,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a personal model that exists.")] = False,
 ) -> None:
-    """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE."""
+    """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE.
+
+    Ctrl-C stops it; nothing is written then.
+    """
     _need_training_packages()
-    from unmask.train.personal import personalize as fit
+    from unmask.interrupts import STOPPED
+    from unmask.stream.naming import whole_file
 
     for source in sources:
         if not source.exists():
@@ -541,10 +546,19 @@ def personalize(
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise UserError(f"'{output}' cannot be written: give FILE.safetensors in a folder that exists")
 
-    with counting("steps") as progress:
-        done = fit(sources, output, steps, progress)
+    try:
+        with whole_file(output, overwrite=overwrite) as draft, counting("steps") as progress:
+            from unmask.train.personal import personalize as fit  # slow, and of no use where the output is refused
+
+            done = fit(sources, draft.path, steps, progress, say)
+            draft.keep_as(output, overwrite=overwrite)
+    except KeyboardInterrupt as stopped:
+        say("unmask: stopped; nothing was written")
+        raise typer.Exit(STOPPED) from stopped
+    masked = f" ({done.masked} more wear a mask and were left out)" if done.masked else ""
     print(
-        f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces; PSNR in the mask on {done.held_out} others "
+        f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces{masked}; "
+        f"PSNR in the mask on {done.held_out} others "
         f"{done.psnr_before:.2f} dB before, {done.psnr_after:.2f} dB after"
     )
     if done.psnr_after <= done.psnr_before:
