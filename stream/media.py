@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.codec.codec import find_best_pix_fmt_of_list
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition, Stream
@@ -44,6 +45,14 @@ _TIMED_PACKETS: Final = 64
 _PACKETS_WITHOUT_PICTURE: Final = 1000
 _PLAUSIBLE_FPS: Final = 1000
 _DEFAULT_FPS: Final = Fraction(25)
+
+_NEW_PART_SECONDS: Final = 1
+"""A clock that goes back by so much begins anew; by less, it is damaged."""
+
+_MPEG_CLOCK_SECONDS: Final = Fraction(1 << 33, 90_000)
+_RUNS_OVER_WITHIN: Final = 60
+_CLOCK_BEGINS_ANEW: Final = cast(int, av.format.Flags.ts_discont.value)
+"""Of formats whose clock may; how long a file is, FFmpeg guesses there from its last times."""
 
 
 class Orientation(NamedTuple):
@@ -277,6 +286,7 @@ def _describe(
     fps = _frame_rate(stream, times)
     time_base = stream.time_base if times and stream.time_base else 1 / fps
     duration = _duration(container, stream)
+    told = times and stream.duration and not container.format.flags & _CLOCK_BEGINS_ANEW
     return MediaInfo(
         path=path,
         container=container.format.name,
@@ -290,7 +300,7 @@ def _describe(
         fps=fps,
         time_base=time_base,
         duration_seconds=duration,
-        end_pts=(stream.start_time or 0) + stream.duration if times and stream.duration else None,
+        end_pts=(stream.start_time or 0) + (stream.duration or 0) if told else None,
         frames_expected=_frames_expected(stream, duration, fps),
         color=color,
         mastering_display=_mastering_display(side_data),
@@ -400,11 +410,73 @@ def _duration(container: InputContainer, stream: VideoStream) -> float | None:
 
 
 def _frames_expected(stream: VideoStream, duration: float | None, fps: Fraction) -> int | None:
-    """The index of MP4 and AVI knows every frame; that of Matroska and FLV only some, the header at times fewer."""
-    counted = max(stream.frames, len(stream.index_entries))
+    """The index of MP4 and AVI knows every frame; that of Matroska and FLV only some, the header at times fewer.
+
+    Where an edit list of MP4 hides pictures, the header counts them too, and the index says which they are.
+    """
+    hidden = sum(entry.is_discard for entry in stream.index_entries)
+    counted = len(stream.index_entries) - hidden if hidden else max(stream.frames, len(stream.index_entries))
     if stream.frames and counted:
         return counted
     return round(duration * fps) if duration else None
+
+
+@dataclass(slots=True)
+class Part:
+    """A stretch of a file in which its clock runs on.
+
+    Attributes:
+        shift: seconds to be added to all times in it.
+        first, newest: times of decoding of its video so far, in seconds, as they stand in the file.
+    """
+
+    shift: Fraction
+    first: Fraction
+    newest: Fraction
+
+
+def begins_anew(before: Fraction, now: Fraction) -> bool:
+    """Whether a clock that stood at `before`, in seconds, was set anew when it stands at `now`.
+
+    FFmpeg takes an MPEG clock that was set far back for one that has run over after 26 hours, and adds those.
+    """
+    ran_over = before < _MPEG_CLOCK_SECONDS <= now
+    return before - now >= _NEW_PART_SECONDS or (ran_over and now - before > _RUNS_OVER_WITHIN)
+
+
+class Timeline:
+    """Makes one clock of those of a file whose clock begins anew, as where parts of a recording were joined end to end.
+
+    It goes by the packets of the video alone, in the order of the file. Whoever reads the file, for its pictures or for
+    its sound, comes to the same shifts, so that both stay in step, whether or not the first pictures of a part can be
+    decoded. A part begins one frame after the part before it.
+
+    Args:
+        info: gives the usual step.
+
+    Attributes:
+        parts: those that have begun.
+    """
+
+    def __init__(self, info: MediaInfo) -> None:
+        self._step = info.frame_step * info.time_base
+        self._end = Fraction(0)
+        self.parts: list[Part] = []
+
+    def see(self, packet: "Packet[VideoStream]") -> None:
+        """Take note of the next packet of the video."""
+        # Times of showing alone go back with every B-frame, those of hidden packets with every entry of an edit list.
+        if packet.dts is None or packet.is_discard:
+            return
+        tick = Fraction(packet.time_base)
+        time, shown = packet.dts * tick, (packet.dts if packet.pts is None else packet.pts) * tick
+        if not self.parts:
+            self.parts.append(Part(Fraction(0), time, time))
+            self._end = shown
+        elif begins_anew(self.parts[-1].newest, time):
+            self.parts.append(Part(self._end - shown, time, time))
+        self.parts[-1].newest = time
+        self._end = max(self._end, shown + self.parts[-1].shift + self._step)
 
 
 # --- side data of the first picture -----------------------------------------------------------------------------------

@@ -262,6 +262,24 @@ def test_file_that_was_cut_short(tmp_path: Path) -> None:
     assert "damaged" in notices[0]
 
 
+def test_what_an_edit_list_hides_is_not_damage(tmp_path: Path) -> None:
+    """A cut within a group of pictures: those from the key picture on are in the file, and not shown."""
+    whole = write_clip(tmp_path / "whole.mp4", range(40), options={**LOSSLESS, "g": "20"})
+    path = tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as cut:
+        stream = cut.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None and packet.dts is not None:
+                ticks = round(Fraction(13, 25) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - ticks, packet.dts - ticks, stream
+                cut.mux(packet)
+    info, notices = probe(path), []
+    frames, summary = decode(info, notices)
+    assert (notices, summary["lost"], frames[0].pts) == ([], 0, 0)
+    assert len(frames) == info.frames_expected == 27
+    assert raw(frames) == pyav_planes(path) == pyav_planes(whole)[13:]
+
+
 # --- times ------------------------------------------------------------------------------------------------------------
 
 

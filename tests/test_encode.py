@@ -3,16 +3,19 @@
 import os
 import pickle
 import resource
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from live_sources import flash_clip, flashes_and_beeps
 
 import unmask
 from unmask.errors import StageError, UserError
@@ -407,6 +410,129 @@ def test_processing_twice_marks_once(tmp_path: Path) -> None:
     transcode(probe(tmp_path / "once.mp4"), tmp_path / "twice.mp4")
     with av.open(str(tmp_path / "twice.mp4")) as written:
         assert written.metadata["comment"] == MARK
+
+
+# --- clocks that begin anew, and edit lists ---------------------------------------------------------------------------
+
+
+def moved(source: Path, target: Path, seconds: float | Fraction, kinds: str = "video, audio") -> Path:
+    """The same packets at times that are later, or earlier, which MP4 tells by an edit list."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.pts is not None and packet.dts is not None:
+                ticks = round(Fraction(seconds) / packet.time_base) if packet.stream.type in kinds else 0
+                packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+                packet.stream = streams[packet.stream_index]
+                new.mux(packet)
+    return target
+
+
+def joined(folder: Path, first: Path, second: Path, *, kept: float = 1.0, skipped: float = 0.0) -> Path:
+    """Two transport streams end to end: so much of the first one, and the second one without its beginning."""
+    one, two = first.read_bytes(), second.read_bytes()
+    path = folder / "joined.ts"
+    end, begin = int(len(one) / 188 * kept) * 188, int(len(two) / 188 * skipped) * 188
+    path.write_bytes(one[:end] + two[: 3 * 188] + two[max(begin, 3 * 188) :])  # the first three name the streams
+    return path
+
+
+def assert_flashes_beep(path: Path, count: int) -> None:
+    """Each flash, `count` of them, begins with its beep."""
+    flashes, beeps = flashes_and_beeps(path)
+    assert len(flashes) == count, (flashes, beeps)
+    for flash in flashes:
+        assert min(abs(flash - beep) for beep in beeps) < 0.045, (flashes, beeps)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "clock", "kept", "skipped", "flashes"),
+    [
+        (".mp4", 0.0, 1.0, 0.0, 5),
+        (".mkv", 1000.0, 1.0, 0.0, 5),  # FFmpeg takes a clock that is set so far back for one that has run over
+        (".ts", 0.0, 0.9, 0.1, 4),  # cut somewhere, and begun without a key picture
+    ],
+)
+def test_sound_stays_in_step_where_the_clock_begins_anew(
+    tmp_path: Path, suffix: str, clock: float, kept: float, skipped: float, flashes: int
+) -> None:
+    part = flash_clip(tmp_path / "part.ts")
+    first = moved(part, tmp_path / "first.ts", clock) if clock else part
+    path, output = joined(tmp_path, first, part, kept=kept, skipped=skipped), tmp_path / f"out{suffix}"
+    notices: list[str] = []
+    times, _ = transcode(probe(path), output, notices=notices)
+    assert "joined.ts: its clock begins anew once; all goes on where it was" in notices
+    assert times[-1] - times[0] < 6
+    assert_flashes_beep(output, flashes)
+    ((_, sound),) = copied(output)
+    assert sound[-1][1] == pytest.approx(float(times_in(output)[0][-1]), abs=0.1)
+    with av.open(str(output)) as written:
+        steps = [late - early for early, late in pairwise(time for _, time in sound)]
+        assert min(steps) > 0.01
+        assert written.duration is not None
+        assert written.duration / av.time_base - float(times[0]) < 6.5
+
+
+def test_sound_whose_clock_alone_begins_anew_goes_on(tmp_path: Path) -> None:
+    part = flash_clip(tmp_path / "part.ts")
+    first, second = moved(part, tmp_path / "first.ts", 10), moved(part, tmp_path / "second.ts", 13, "video")
+    transcode(probe(joined(tmp_path, first, second)), tmp_path / "out.mp4")
+    assert_flashes_beep(tmp_path / "out.mp4", 5)
+
+
+def test_packets_that_do_not_go_forward_are_no_reason_to_fail(tmp_path: Path) -> None:
+    """A step of one tick in the source, of 1/90000 s, may be none in MP4, of 1/48000 s."""
+    part = Clip(tmp_path / "part.ts").video(range(20), options={"preset": "ultrafast", "bf": "0"}).sound(seconds=0.8)
+    part.write()
+    path = joined(tmp_path, part.path, part.path)
+    transcode(probe(path), tmp_path / "out.mp4")
+    ((_, sound),), ((_, before),) = copied(tmp_path / "out.mp4"), copied(path)
+    assert len(sound) == len(before)
+    assert all(late > early for early, late in pairwise(time for _, time in sound))
+
+
+def test_packets_shorter_than_a_tick_do_not_drift(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mkv").video()
+    stream = clip.output.add_stream("pcm_s16le", rate=48000, layout="mono")
+    for number in range(1200):
+        packet = av.Packet(bytes(80))
+        packet.stream, packet.time_base, packet.duration = stream, Fraction(1, 48000), 40
+        packet.pts = packet.dts = 40 * number
+        clip.others.append(packet)
+    transcode(probe(clip.write()), tmp_path / "out.mkv")
+    assert_same_copies(clip.path, tmp_path / "out.mkv")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_an_edit_list_hides_stays_hidden(tmp_path: Path, suffix: str) -> None:
+    path, output = moved(flash_clip(tmp_path / "in.mp4"), tmp_path / "cut.mp4", -1.5), tmp_path / f"out{suffix}"
+    notices: list[str] = []
+    times, _ = transcode(probe(path), output, notices=notices)
+    assert not any("damaged" in line for line in notices)
+    assert (times[0], len(times)) == (0, probe(path).frames_expected)
+    assert_flashes_beep(output, 1)
+    flashes, _ = flashes_and_beeps(output)
+    assert flashes == pytest.approx([0.5], abs=0.045)  # as a player shows the source
+    ((_, sound),) = copied(output)
+    assert sound[0][1] > -0.05
+
+
+def test_edit_list_of_two_pieces(tmp_path: Path) -> None:
+    """From 0.5 to 1.5 s, and from 2.8 s on: the pictures in between, which decoding needs, are no jump of the clock."""
+    path = moved(flash_clip(tmp_path / "in.mp4", seconds=5), tmp_path / "cut.mp4", Fraction(1, 2))
+    data, place = bytearray(path.read_bytes()), 0
+    for scale in (12800, 48000):
+        place = data.index(b"elst", place) + 4
+        _, number, _, nothing, _, _, begin, _ = struct.unpack_from(">IIIiIIiI", data, place)
+        assert (number, nothing) == (2, -1)  # half a second of nothing, then all: made two pieces in its stead
+        pieces = (1000, begin + scale // 2, 1 << 16, 1500, begin + round(2.8 * scale), 1 << 16)
+        struct.pack_into(">IiIIiI", data, place + 8, *pieces)
+    path.write_bytes(data)
+    notices: list[str] = []
+    times, _ = transcode(probe(path), tmp_path / "out.mp4", notices=notices)
+    assert notices == []
+    assert float(times[-1] - times[0]) == pytest.approx(2.45, abs=0.05)
+    assert_flashes_beep(tmp_path / "out.mp4", 3)
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

@@ -36,8 +36,9 @@ from live_sources import (
 )
 
 from unmask import cli
-from unmask.stream.live import state
-from unmask.stream.live.feed import CameraFeed, UrlFeed
+from unmask.stream.frame import Frame, Layout
+from unmask.stream.live import push, state
+from unmask.stream.live.feed import CameraFeed, FeedInfo, UrlFeed
 from unmask.stream.live.output import Output, Showing
 from unmask.stream.live.session import LiveDone, LiveSettings, OutputMaker, make_feed, run_live
 from unmask.stream.pipeline import Settings
@@ -334,6 +335,28 @@ def test_push_goes_on_after_a_cut_and_never_stops_the_recording(here: Path) -> N
     assert pushed["not_sent"] > 0
     assert any("trying again" in line for line in report["notices"])
     receiver.join(30)
+
+
+def test_push_that_is_closed_connects_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had not sent all when the run ended: the rest is given up, and no other process is started for it."""
+    monkeypatch.setattr(push, "_END_SECONDS", 0.3)
+    layout, said, live_state = Layout(WIDTH, HEIGHT), [], state.LiveState("clip", Cancel())
+    output = push.Push(f"udp://127.0.0.1:{free_port()}", live_state, FeedInfo(layout))
+    output.open(Context(layout, notice=said.append))
+    try:
+        assert output._line is not None
+        pid = output._line._process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # as a process that waits for a receiver
+        buffer = np.zeros(layout.slot_bytes(1), np.uint8)
+        for number in range(30):
+            output.show(Showing(Frame(number, 3600 * number, state.TIME_BASE, layout, buffer, 0), []))
+        output.finish()
+    finally:
+        output.close()
+    assert not output._thread.is_alive()
+    assert [child for child in multiprocessing.active_children() if child.name == "unmask-push"] == []
+    assert live_state.take_notices() == []
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

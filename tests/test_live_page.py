@@ -287,6 +287,52 @@ def test_refused_call_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> No
     assert [peer.connectionState for peer in peers] == ["closed", "closed"]
 
 
+def test_calls_that_never_connect_take_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that sends its camera stays the source, and nothing of the other calls stays open."""
+    monkeypatch.setattr("aioice.stun.RETRY_MAX", 1)  # a few tenths of a second until a call fails, instead of a minute
+    monkeypatch.setattr("aioice.stun.RETRY_RTO", 0.1)
+    monkeypatch.setattr(page_rtc, "_CONNECT_SECONDS", 2.0, raising=False)
+    feed = PageFeed((320, 240))
+    calls = page_rtc.PageCalls(feed)
+
+    async def call(*, with_addresses: bool = True) -> tuple[Any, dict[str, str]]:
+        caller = aiortc.RTCPeerConnection()
+        caller.addTrack(aiortc.VideoStreamTrack())
+        await caller.setLocalDescription(await caller.createOffer())
+        lines = caller.localDescription.sdp.splitlines(keepends=True)
+        sdp = "".join(line for line in lines if with_addresses or not line.startswith("a=candidate"))
+        return caller, await calls.answer({"sdp": sdp, "type": "offer"})
+
+    async def until(what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not what():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    async def three_calls() -> None:
+        good, answer = await call()
+        await good.setRemoteDescription(aiortc.RTCSessionDescription(**answer))
+        await until(feed.current)
+        box, (peer,) = feed.current(), calls._peers
+        dead = [(await call())[0], (await call(with_addresses=False))[0]]  # none of them hears the answer
+        for caller in dead:
+            await caller.close()
+        assert len(calls._peers) == 3
+        await until(lambda: calls._peers == {peer} and len(calls._tasks) == 1)
+        assert box is not None
+        assert feed.current() is box
+        assert box.get(0) or await asyncio.to_thread(box.get, 5.0)
+        assert calls.wanted
+        await good.close()
+        await until(lambda: not (calls._peers or calls._tasks or calls.wanted))
+        box.get(0)  # one may have been left
+        assert feed.current() is None
+        await calls.end()
+
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(lambda: asyncio.run(three_calls())).result()
+
+
 def test_nonsense_for_a_call_is_refused(start: Callable[..., Program]) -> None:
     program = start("--page-camera")
     url = program.url.replace("/?", "/offer?")

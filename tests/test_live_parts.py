@@ -2,7 +2,10 @@
 
 import io
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -16,7 +19,18 @@ from unmask.models.engine import Engine, EngineChoice, NetworkName, load
 from unmask.stream.frame import Layout
 from unmask.stream.live import feed as feeds
 from unmask.stream.live import time_code
-from unmask.stream.live.feed import CameraFeed, FeedLost, FileFeed, Shot, UrlFeed, connect_first, without_password
+from unmask.stream.live.feed import (
+    CameraFeed,
+    Connection,
+    Feed,
+    FeedInfo,
+    FeedLost,
+    FileFeed,
+    Shot,
+    UrlFeed,
+    connect_first,
+    without_password,
+)
 from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.reader import Arrival, Reader
 from unmask.stream.live.sound_track import SoundTrack
@@ -191,6 +205,56 @@ def test_every_pass_of_a_loop_sounds_alike(tmp_path: Path, monkeypatch: pytest.M
     first, *others = (heard[round(begins[scene] * SOUND_RATE) :][:SOUND_RATE] for scene in (1, 2, 3))
     assert np.abs(first[:480]).max() > 0.3
     assert all(np.abs(first - other).max() < 1e-6 for other in others)
+
+
+class ShortFeed(Feed):
+    """A paced source of five pictures, 0.05 s apart. It begins anew at its end, and stalls once, in the first pass."""
+
+    name, finite, loops = "short", True, True
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def connect(self) -> Connection:
+        self.passes += 1
+        return ShortConnection(stalls=self.passes == 1)
+
+
+class ShortConnection(Connection):
+    paced = True
+    info = FeedInfo(Layout(64, 64), fps=Fraction(20))
+
+    def __init__(self, *, stalls: bool) -> None:
+        self._stalls = stalls
+
+    def items(self) -> Iterator[Shot | Sound]:
+        for number in range(5):
+            if number == 2 and self._stalls:
+                time.sleep(1.0)
+            yield Shot(av.VideoFrame(64, 64, "yuv420p"), number / 20, time.monotonic())
+
+    def close(self) -> None:
+        pass
+
+
+def test_one_delay_is_no_freeze_at_every_beginning() -> None:
+    feed, state = ShortFeed(), LiveState("short", Cancel())
+    box: Mailbox[Arrival] = Mailbox(1000, WhenFull.DROP_OLDEST)
+    reader = Reader(feed, feed.connect(), box, state, sound=False, once=False)
+    reader.start()
+    arrivals: list[tuple[float, Arrival]] = []
+    while len(arrivals) < 25:
+        arrival = box.get(10)
+        assert arrival is not None
+        arrivals.append((time.monotonic(), arrival))
+    reader.stop()
+    reader.join(10)
+    assert state.behind_seconds > 0.8
+    assert arrivals[2][0] - arrivals[1][0] > 0.8
+    for (before, early), (now, late) in pairwise(arrivals[2:]):
+        assert now - before < 0.5
+        assert late.seconds - early.seconds == pytest.approx(0.05, abs=0.4)
+    assert arrivals[-1][1].scene == 5
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,20 @@
 """Calls from pages by WebRTC: the page's camera comes in, the result goes back."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
+from unmask.stream.live.mailbox import Mailbox
 from unmask.stream.live.page_camera import PageFeed
+
+_OVER: Final = frozenset({"failed", "closed"})
+"""States of a connection from which no picture comes any more."""
+
+_CONNECT_SECONDS: Final = 90.0
+"""For a connection to come to be. Most fail after 60 s by themselves; a call without an address to try never does."""
 
 
 class _Result(MediaStreamTrack):  # type: ignore[misc,unused-ignore]
@@ -29,7 +36,7 @@ class _Result(MediaStreamTrack):  # type: ignore[misc,unused-ignore]
 
 
 class PageCalls:
-    """All calls; the newest one is the source. Used in the event loop of the page's server.
+    """All calls; the newest one that has given a picture is the source. Used in the event loop of the page's server.
 
     Args:
         feed: takes the pictures.
@@ -82,7 +89,6 @@ class PageCalls:
             nonlocal taken
             if track.kind == "video" and not taken:
                 taken = True
-                self._result = result
                 self._keep(self._take(track, peer, result))
 
         await peer.setRemoteDescription(RTCSessionDescription(sdp=offer["sdp"], type=offer["type"]))
@@ -93,8 +99,10 @@ class PageCalls:
 
     async def end(self) -> None:
         """Hang up."""
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for peer in list(self._peers):
             await peer.close()
 
@@ -104,18 +112,41 @@ class PageCalls:
         task.add_done_callback(self._tasks.discard)
 
     async def _take(self, track: MediaStreamTrack, peer: RTCPeerConnection, result: _Result) -> None:
-        """Hand the page's pictures on until it hangs up."""
-        box = self._feed.begin()
+        """Hand the page's pictures on until it hangs up, or the call fails.
+
+        A track whose call never came to be neither gives a picture nor ends: the state of the connection tells.
+        """
+        passing = asyncio.get_running_loop().create_task(self._pass_on(track, result))
+
+        @peer.on("connectionstatechange")
+        def on_change() -> None:
+            if peer.connectionState in _OVER:
+                passing.cancel()
+
+        on_change()  # it may have been closed before this task began
+        try:
+            await asyncio.wait([passing], timeout=_CONNECT_SECONDS)
+            if peer.connectionState == "connected":
+                await asyncio.wait([passing])
+        finally:
+            passing.cancel()
+            self._peers.discard(peer)
+            await peer.close()
+
+    async def _pass_on(self, track: MediaStreamTrack, result: _Result) -> None:
+        """Hand the pictures on. Until the first one is there, the page before this one stays the source."""
+        box: Mailbox[VideoFrame] | None = None
         try:
             while True:
                 picture = await track.recv()
                 if isinstance(picture, VideoFrame):
+                    if box is None:
+                        box, self._result = self._feed.begin(), result
                     box.put(picture)
         except MediaStreamError:
             pass
         finally:
-            box.close()
+            if box is not None:
+                box.close()
             if self._result is result:
                 self._result = None
-            self._peers.discard(peer)
-            await peer.close()

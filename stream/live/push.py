@@ -68,6 +68,7 @@ class Push(Output):
     def open(self, context: Context) -> None:
         self._shown = self._lost = 0
         self._line: _Line | None = None
+        self._over = threading.Event()  # what is still to be sent is given up
         self._counter = _SPAWN.Value("L", 0)
         self._box: Mailbox[Load] = Mailbox(_PLACES, WhenFull.DROP_OLDEST)
         self._coding = choose_coding(self._info, context.layout, "a stream", gpu=self._gpu, push=True)
@@ -91,9 +92,11 @@ class Push(Output):
 
     def close(self) -> None:
         if hasattr(self, "_thread"):
+            self._over.set()
             self._box.close()
-            if self._line is not None:
-                self._line.kill()
+            line = self._line  # which the thread may forget meanwhile
+            if line is not None:
+                line.kill()
             self._thread.join(1.0)
 
     def summary(self) -> dict[str, Any]:
@@ -107,28 +110,37 @@ class Push(Output):
 
     def _work(self) -> None:
         wait, again_at = _FIRST_WAIT, 0.0
-        while not self._box.ended:
+        while not (self._box.ended or self._over.is_set()):
             if self._line is None and time.monotonic() >= again_at:
                 self._line = self._reconnect()
                 wait = _FIRST_WAIT if self._line else min(2 * wait, _LONGEST_WAIT)
                 again_at = time.monotonic() + wait
             load = self._box.get(_FIRST_WAIT)
-            if load is not None and self._line is not None:
-                try:
-                    self._line.send(load)
-                except OSError as error:
-                    self._state.notice(f"{self.name}: {_reason(error)}; trying again")
-                    self._lost += 1
-                    self._line = None
-        if self._line is not None:
+            if load is not None and self._line is not None and not self._over.is_set():
+                self._send(self._line, load)
+        if self._line is None:
+            return
+        if self._over.is_set():  # it may have been connected after `close` looked for one to end
+            self._line.kill()
+        else:
             self._line.finish()
+
+    def _send(self, line: "_Line", load: "Load") -> None:
+        try:
+            line.send(load)
+        except OSError as error:
+            self._line = None
+            if not self._over.is_set():
+                self._state.notice(f"{self.name}: {_reason(error)}; trying again")
+                self._lost += 1
 
     def _reconnect(self) -> "_Line | None":
         try:
             line = self._connect()
         except OSError:
             return None
-        self._state.notice(f"{self.name}: back")
+        if not self._over.is_set():
+            self._state.notice(f"{self.name}: back")
         return line
 
     def _connect(self) -> "_Line":

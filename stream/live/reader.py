@@ -101,7 +101,8 @@ class Reader(threading.Thread):
                     continue
                 time = self._time_of(item, offset, before)
                 if offset is None or self._jumped(time - before, paced=connection.paced):
-                    offset = max(self._state.now(), self._last + self._step) - time
+                    # A paced picture is due `_behind` after its time: this one is due now, or after the one before.
+                    offset = max(self._state.now() - self._behind, self._last + self._step) - time
                     self._scene += 1
                     near = [sound for sound in self._held if abs(sound.seconds - time) < _JUMP_SECONDS]
                     self._held = deque(near, maxlen=MOST_SOUNDS)

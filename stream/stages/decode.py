@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from unmask.stream.frame import Frame, Layout, Plane
-from unmask.stream.media import MediaInfo, Orientation, open_input
+from unmask.stream.media import MediaInfo, Orientation, Timeline, open_input
 from unmask.stream.nvcodec import nvdec_problem, open_on_gpu
 from unmask.stream.stage import Context, Source
 
@@ -27,7 +27,8 @@ class Decode(Source):
 
     A picture that already has the layout's format is copied plane by plane, to the bit; any other is converted by
     libswscale to the nearest format. Pictures of another size (some streams change it midway) are scaled to the first
-    size. Packets that cannot be decoded are counted and passed over. Times are repaired as `Clock` says.
+    size. Packets that cannot be decoded are counted and passed over. Times are repaired as `Timeline` and `Clock` say.
+    What an edit list hides is decoded, where later pictures need it, but not given.
 
     Args:
         info: what `probe` found; `info.layout`, with or without `keep_source`, is the layout of the run.
@@ -43,8 +44,8 @@ class Decode(Source):
     def open(self, context: Context) -> None:
         self._notice = context.notice
         self._notes: list[str] = []
-        self._frames = self._packets = self._errors = self._lost = 0
-        self._clock = Clock(self._info)
+        self._frames = self._packets = self._hidden = self._errors = self._lost = 0
+        self._timeline, self._clock = Timeline(self._info), Clock(self._info)
         self._size: tuple[int, int] | None = None
         self._into_tensors = _IntoTensors(self._info, context.layout) if context.layout.tensors else None
         self._container = self._open_container()
@@ -100,7 +101,7 @@ class Decode(Source):
             for picture in self._pictures_of(self._stream, packet):
                 last, given = picture.pts, given + 1
                 yield picture
-        if given < self._packets and last is not None:
+        if given < self._packets and last is not None and len(self._timeline.parts) < 2:  # else times are ambiguous
             yield from self._decode_after(last)
         self._lost = self._count_lost()
 
@@ -134,18 +135,29 @@ class Decode(Source):
             for packet in self._container.demux(self._stream):
                 if packet.size:
                     self._packets += not packet.is_discard
+                    self._hidden += packet.is_discard
+                    self._put_on_timeline(packet)
                     yield packet
         except av.FFmpegError:
             self._errors += 1
         yield None
 
+    def _put_on_timeline(self, packet: "av.Packet[VideoStream]") -> None:
+        """Move a packet's times; its picture takes them over, however late the decoder gives it."""
+        self._timeline.see(packet)
+        if len(self._timeline.parts) > 1:
+            ticks = round(self._timeline.parts[-1].shift / Fraction(packet.time_base))
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+
     def _count_lost(self) -> int:
         """Packets that gave no picture because of damage, and those that the index names but the file does not hold.
 
-        Without an error nothing is lost: some codecs put two packets into one picture.
+        Without an error nothing is lost: some codecs put two packets into one picture. The index also names the packets
+        that an edit list hides.
         """
         damaged = max(0, self._packets - self._frames) if self._errors else 0
-        return damaged + max(0, len(self._stream.index_entries) - self._packets)
+        return damaged + max(0, len(self._stream.index_entries) - self._packets - self._hidden)
 
     def _changed_size(self, picture: VideoFrame) -> bool:
         size = picture.width, picture.height
@@ -162,6 +174,9 @@ class Decode(Source):
             self._note(f"{self._info.path.name}: damaged, {self._lost} of {total} pictures could not be decoded")
         elif self._errors:
             self._note(f"{self._info.path.name}: damaged, {self._frames} pictures could be decoded")
+        if again := len(self._timeline.parts[1:]):
+            times = "once" if again == 1 else f"{again} times"
+            self._note(f"{self._info.path.name}: its clock begins anew {times}; all goes on where it was")
         if self._clock.repaired:
             self._note(f"{self._info.path.name}: {self._clock.repaired} pictures had no usable time and were given one")
 
@@ -184,8 +199,8 @@ class Clock:
 
     A time that is later is kept as it is, however uneven the steps. A missing one is set one frame after the frame
     before. One that repeats, or goes back by less than a second, is set one tick after the frame before. One that goes
-    back further begins a new recording in the same file: it is set one frame after the frame before, and all later
-    times are shifted with it.
+    back further is set one frame after the frame before, and all later times are shifted with it; where packets tell
+    their times of decoding, `Timeline` has seen to that before.
 
     Args:
         info: gives the time base and the usual step.
