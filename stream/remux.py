@@ -57,11 +57,14 @@ def output_tags(source: dict[str, str]) -> dict[str, str]:
 
 def stream_tags(source: dict[str, str]) -> dict[str, str]:
     """The tags of a stream that stay true when it is coded anew: language, title, handler."""
-    return {
+    tags = {
         key: value
         for key, value in source.items()
         if key.lower() not in _STALE_TAGS and not key.upper().startswith(("_STATISTICS", "NUMBER_OF_", "BPS"))
     }
+    if "name" in tags:  # as FFmpeg's reader of MP4 calls the title, which its writer does not know
+        tags.setdefault("title", tags.pop("name"))
+    return tags
 
 
 @dataclass(slots=True)

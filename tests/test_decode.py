@@ -98,6 +98,13 @@ def raw(frames: Iterable[Frame]) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize("form", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
+def test_transparency_is_not_lost_in_silence(tmp_path: Path) -> None:
+    clear = write_clip(tmp_path / "in.mov", form="argb", codec="qtrle", options={})
+    notices: list[str] = []
+    decode(probe(clear), notices)
+    assert notices == ["in.mov: its transparency is left out; the output is opaque"]
+
+
 def test_planes_are_those_of_pyav_to_the_bit(tmp_path: Path, form: str) -> None:
     path = write_clip(tmp_path / "clip.mp4", form=form, size=(70, 46))
     info = probe(path)

@@ -330,6 +330,15 @@ def test_sound_is_copied_and_stays_in_step(tmp_path: Path) -> None:
         assert [stream.language for stream in written.streams.audio] == ["deu", "jpn"]
 
 
+def test_titles_of_sound_are_kept_in_mp4(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mp4").video().sound("deu")
+    clip.output.streams.audio[0].metadata["title"] = "Kommentar"
+    transcode(probe(clip.write()), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "in.mp4")) as source, av.open(str(tmp_path / "out.mp4")) as written:
+        assert written.streams.audio[0].metadata == source.streams.audio[0].metadata
+        assert "Kommentar" in written.streams.audio[0].metadata.values()
+
+
 def test_sound_lies_beside_its_pictures(tmp_path: Path) -> None:
     path = Clip(tmp_path / "in.mp4").video(range(500)).sound(seconds=20).write()
     transcode(probe(path), tmp_path / "out.mkv")

@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 from av.container import InputContainer
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
@@ -52,6 +53,8 @@ class Decode(Source):
         self._stream = _video_stream(self._container, self._info.stream_index)
         self._stream.thread_type = "AUTO"
         self._pictures = self._decode()
+        if any(component.is_alpha for component in VideoFormat(self._info.pixel_format).components):
+            self._note(f"{self._info.path.name}: its transparency is left out; the output is opaque")
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         picture = next(self._pictures, None)
