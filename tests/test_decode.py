@@ -98,13 +98,6 @@ def raw(frames: Iterable[Frame]) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize("form", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
-def test_transparency_is_not_lost_in_silence(tmp_path: Path) -> None:
-    clear = write_clip(tmp_path / "in.mov", form="argb", codec="qtrle", options={})
-    notices: list[str] = []
-    decode(probe(clear), notices)
-    assert notices == ["in.mov: its transparency is left out; the output is opaque"]
-
-
 def test_planes_are_those_of_pyav_to_the_bit(tmp_path: Path, form: str) -> None:
     path = write_clip(tmp_path / "clip.mp4", form=form, size=(70, 46))
     info = probe(path)
@@ -441,3 +434,10 @@ def test_nvdec_gives_what_the_processor_gives(tmp_path: Path) -> None:
     frames, summary = decode(info, gpu=0)
     assert summary["decoder"] == "NVDEC on cuda:0"
     assert raw(frames) == raw(decode(info)[0])  # H.264 leaves a decoder no freedom
+
+
+def test_transparency_is_not_lost_in_silence(tmp_path: Path) -> None:
+    clear = write_clip(tmp_path / "in.mov", form="argb", codec="qtrle", options={})
+    notices: list[str] = []
+    decode(probe(clear), notices)
+    assert notices == ["in.mov: its transparency is left out; the output is opaque"]
