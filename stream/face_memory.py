@@ -8,7 +8,7 @@ for some seconds, and the network paints around them. Landmarks slip up with suc
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -250,19 +250,20 @@ class FaceMemory:
 
     Args:
         later: what will be seen of them, where the video was gone through before.
-        keeps: whether to keep what later passes are to be given.
+        keep: is given what a later pass is to be given of a face that was bare only after it wore a mask, as its track
+            ends.
 
     Attributes:
         too_late: how many masks were seen on faces that were not seen bare before, and were afterwards.
-        bare_later: those faces, if they are to be kept.
     """
 
-    def __init__(self, later: Mapping[Who, Views] | None = None, *, keeps: bool = False) -> None:
-        self._later, self._keeps = later or {}, keeps
+    def __init__(
+        self, later: Mapping[Who, Views] | None = None, *, keep: Callable[[Who, Views], None] = lambda *_: None
+    ) -> None:
+        self._later, self._keep = later if later is not None else {}, keep
         self._people: dict[int, _Person] = {}
         self._begun: Counter[int] = Counter()
         self.too_late = 0
-        self.bare_later: dict[Who, Views] = {}
 
     def look(self, faces: Sequence[Face], seconds: float) -> None:
         """Remember what can be seen of faces, and forget those of tracks that have ended.
@@ -271,10 +272,12 @@ class FaceMemory:
             faces: all of a frame, with `crop`, `mask`, `mask_score` and `masked`.
             seconds: the time of the frame.
         """
-        self._people = {track: p for track, p in self._people.items() if seconds - p.seen_at <= FORGET_SECONDS}
+        jumped = {face.track_id for face in faces if face.reset}  # it may be somebody else
+        for track, person in list(self._people.items()):
+            if track in jumped or seconds - person.seen_at > FORGET_SECONDS:
+                self._end(track)
         for face in faces:
-            person = None if face.reset else self._people.get(face.track_id)  # after a jump it may be somebody else
-            person = self._people[face.track_id] = person or self._begin(face.track_id)
+            person = self._people[face.track_id] = self._people.get(face.track_id) or self._begin(face.track_id)
             person.seen_at = seconds
             if face.masked:
                 _put_on(person, seconds)
@@ -291,12 +294,18 @@ class FaceMemory:
     def _begin(self, track_id: int) -> _Person:
         who = (track_id, self._begun[track_id])
         self._begun[track_id] += 1
-        return _Person(who, views=Views(dict(self._later[who].views)) if who in self._later else Views())
+        return _Person(who, views=self._later[who] if who in self._later else Views())
+
+    def _end(self, track_id: int) -> None:
+        person = self._people.pop(track_id)
+        if person.bare and person.unknown:
+            self._keep(person.who, person.views)
 
     def finish(self) -> None:
         """Note that the video is over: no mask comes any more."""
         for person in self._people.values():
             self._settle(person, math.inf)
+        self.forget()
 
     def _settle(self, person: _Person, seconds: float) -> None:
         """Believe views after which no mask came."""
@@ -305,12 +314,11 @@ class FaceMemory:
             _add(person, person.waiting.popleft())
         if person.bare and not before and person.unknown:
             self.too_late += person.unknown
-            if self._keeps:
-                self.bare_later[person.who] = person.views
 
     def forget(self) -> None:
         """Forget everything, as after a cut."""
-        self._people.clear()
+        for track in list(self._people):
+            self._end(track)
 
     def place(self, face: Face, seconds: float) -> None:
         """Put the landmarks of a face right where its mask touches an eye, as they slip up with it. If the eyes were

@@ -15,7 +15,7 @@ from unmask.models.outline import Shown, disc, hull
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.face_views import Seen, Views, as_now, direction, followed
 from unmask.stream.frame import U8, Face
-from unmask.stream.later_views import load_views, save_views
+from unmask.stream.later_views import LaterViews, ViewsWriter, Who
 
 EYES, BELOW = slice(95, 150), 150
 """Rows of the crop in which eyes and brows lie, and from which a mask leaves them free."""
@@ -474,13 +474,14 @@ def take_off(memory: FaceMemory, face: Face, crop: U8) -> Shown:
 def test_a_face_that_is_bare_later_is_kept_for_the_next_pass(portrait: Portrait, tmp_path: Path) -> None:
     face = bare_face(portrait)
     crop = face.pictures.crop.copy()
-    first = FaceMemory(keeps=True)
-    take_off(first, face, crop)
-    assert list(first.bare_later) == [(face.track_id, 0)]
+    with ViewsWriter(tmp_path / "later.zip") as writer:
+        first = FaceMemory(keep=writer.add)
+        take_off(first, face, crop)
+        first.finish()
     assert first.too_late == 5
 
-    save_views(tmp_path / "later.npz", first.bare_later)
-    later = load_views(tmp_path / "later.npz")
+    later = LaterViews(tmp_path / "later.zip")
+    assert list(later) == [(face.track_id, 0)]
     second, other = FaceMemory(later), another_face(crop)
     shown = behind_a_mask(face, crop, BELOW)
     second.look([face], 10.0)
@@ -500,14 +501,25 @@ def test_a_face_that_is_bare_later_is_kept_for_the_next_pass(portrait: Portrait,
 
 
 def test_who_was_bare_before_need_not_be_kept(portrait: Portrait) -> None:
-    memory, face = FaceMemory(keeps=True), bare_face(portrait)
+    kept: list[Who] = []
+    memory, face = FaceMemory(keep=lambda who, _: kept.append(who)), bare_face(portrait)
     crop = face.pictures.crop.copy()
     put_on(memory, face, crop)
     take_off(memory, face, crop)
-    assert memory.bare_later == {}
+    memory.finish()
+    assert not kept
     assert memory.too_late == 0
 
 
+def test_views_are_given_up_as_tracks_end(portrait: Portrait) -> None:
+    kept: list[Who] = []
+    memory, face = FaceMemory(keep=lambda who, _: kept.append(who)), bare_face(portrait)
+    take_off(memory, face, face.pictures.crop.copy())
+    assert not kept
+    memory.look([], 60.0)
+    assert kept == [(face.track_id, 0)]
+
+
 def test_nobody_who_is_bare_later_is_a_file_too(tmp_path: Path) -> None:
-    save_views(tmp_path / "later.npz", {})
-    assert load_views(tmp_path / "later.npz") == {}
+    ViewsWriter(tmp_path / "later.zip").close()
+    assert len(LaterViews(tmp_path / "later.zip")) == 0

@@ -12,7 +12,7 @@ from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
-from unmask.stream.later_views import load_views
+from unmask.stream.later_views import LaterViews
 from unmask.stream.mask_rests import fill_rests
 from unmask.stream.monochrome import tint
 from unmask.stream.stage import Context, Stage
@@ -67,7 +67,8 @@ class Inpaint(Stage):
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
-        self._memory = FaceMemory(load_views(Path(self._later)) if self._later else None)
+        self._later_views = LaterViews(Path(self._later)) if self._later else None
+        self._memory = FaceMemory(self._later_views)
         self._painted = self._kept = self._as_seen = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -109,6 +110,10 @@ class Inpaint(Stage):
             share = self._memory.show_bare(face, one, face.pictures.painted, seconds)
             self._paintings[face.track_id] = _Painting(face.pictures.painted.copy(), as_seen=share > 0.5)
         self._painted += len(faces)
+
+    def close(self) -> None:
+        if self._later_views is not None:
+            self._later_views.close()
 
     def summary(self) -> dict[str, Any]:
         counts = {"painted": self._painted, "kept": self._kept, "as_seen": self._as_seen}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import Frame
-from unmask.stream.later_views import save_views
+from unmask.stream.later_views import ViewsWriter
 from unmask.stream.stage import Context, Sink
 
 
@@ -14,7 +14,7 @@ class Remember(Sink):
     """Writes the views of those faces, for `Inpaint` in the second pass.
 
     Args:
-        path: the file, .npz.
+        path: the file.
     """
 
     name: ClassVar[str] = "remember"
@@ -23,7 +23,8 @@ class Remember(Sink):
         self._path = path
 
     def open(self, context: Context) -> None:
-        self._memory = FaceMemory(keeps=True)
+        self._views = ViewsWriter(self._path)
+        self._memory = FaceMemory(keep=self._views.add)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
@@ -33,8 +34,11 @@ class Remember(Sink):
 
     def flush(self) -> Iterable[Frame]:
         self._memory.finish()
-        save_views(self._path, self._memory.bare_later)
+        self._views.close()
         return ()
 
+    def close(self) -> None:
+        self._views.close()
+
     def summary(self) -> dict[str, Any]:
-        return {"faces": len(self._memory.bare_later)}
+        return {"faces": self._views.people}
