@@ -19,7 +19,7 @@ from unmask.stream.canvas import Canvas
 from unmask.stream.encoders import EncodeOptions
 from unmask.stream.frame import U8, Frame, Layout
 from unmask.stream.media import MediaInfo, probe, with_source
-from unmask.stream.naming import PICTURE_SUFFIXES, Draft, Job, whole_file
+from unmask.stream.naming import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Draft, Job, shown, whole_file, writing
 from unmask.stream.pictures import Picture, read_picture, write_picture
 from unmask.stream.pipeline import Settings, build, build_first_pass, face_stages
 from unmask.stream.stage import Context, Stage
@@ -28,6 +28,12 @@ from unmask.stream.timing import StageTiming
 
 SYNTHETIC: Final = f"Face regions in this picture are synthetic (unmask {__version__}); not evidence of identity."
 """What every picture that was changed says about itself."""
+
+_NO_PICTURE: Final = "not one picture arrived"
+"""What the stage `encode` says where it has nothing to write."""
+
+_HEAD_BYTES: Final = 1 << 16
+"""Of a picture, to see what it is: what says that it is animated stands at its beginning."""
 
 
 class Listener(Protocol):
@@ -105,7 +111,7 @@ class VideoDone:
         """One line for the user."""
         late = self.details.get("inpaint", {}).get("too_late", 0)
         return (
-            f"{self.input} -> {self.output}: {self.frames} frames at {self.fps:.1f} fps, "
+            f"{self.input} -> {self.output}: {_count(self.frames, 'frame')} at {self.fps:.1f} fps, "
             f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}"
             f"{told_left(self.masks_left)}, "
             f"{self.encoder}, {self.engine}"
@@ -143,7 +149,7 @@ class PictureDone:
         masks_removed: how many of them were painted.
         masks_left: how many the tracker is sure wear a mask and are as they were.
         seconds: how long it took.
-        notices: what the input holds and the output does not.
+        notices: what the input holds and the output does not, and why it is of another format.
     """
 
     input: str
@@ -201,7 +207,7 @@ class VideoSettings:
 
 
 def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: Cancel) -> VideoDone:
-    """Process one video. The output appears under its name when it is whole; cut short, under `Job.partial`.
+    """Process one video. The output appears under its name when it is whole; cut short, under `naming.partial_name`.
 
     Raises:
         UserError: input, output or options cannot be used.
@@ -213,7 +219,7 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
         notices.append(line)
         listener.notice(line)
 
-    info = probe(job.source)
+    info = _probe(job.source)
     if settings.encoding.compare:
         info = with_source(info)
     info = _on_gpu(info, settings, notice)
@@ -234,15 +240,48 @@ def unmask_video(job: Job, settings: VideoSettings, listener: Listener, cancel: 
         pipeline, first = settings.pipeline, None
         if settings.look_ahead:
             listener.started(job, info.frames_expected, "looking ahead")
-            later = Path(stack.enter_context(TemporaryDirectory(prefix="unmask-")), "later.npz")
+            later = Path(stack.enter_context(TemporaryDirectory(prefix="unmask-")), "later.zip")
             first = go(build_first_pass(info, later, pipeline, settings.encoding))
             if first.cancelled or not first.flushed:
                 raise UnmaskError(f"{job.source}: stopped while looking ahead; nothing was written")
             pipeline = replace(pipeline, later=str(later))
         listener.started(job, info.frames_expected)
-        result = go(build(info, draft.path, pipeline, settings.encoding, draw_tracks=settings.draw_tracks))
+        for line in _told_conversion(job):
+            notice(f"{line}, so it becomes {job.target.name}")
+        with _stopped_before_the_first_picture(job, cancel):
+            result = go(build(info, draft.path, pipeline, settings.encoding, draw_tracks=settings.draw_tracks))
         output = _name_draft(draft, job, result, overwrite=settings.overwrite)
     return _video_done(job, output, info.layout, result, first, notices)
+
+
+def _probe(path: Path) -> MediaInfo:
+    try:
+        return probe(path)
+    except UserError as error:
+        if problem := _animated_webp(path, _head(path)):
+            raise UserError(problem) from error
+        raise
+
+
+def _told_conversion(job: Job) -> tuple[str, ...]:
+    """What is said of an input that cannot be written as what it is."""
+    what = f"as {job.source.suffix}" if job.source.suffix else "without a suffix"
+    return (f"cannot be written {what}",) if job.converted else ()
+
+
+@contextmanager
+def _stopped_before_the_first_picture(job: Job, cancel: Cancel) -> Iterator[None]:
+    """Where the user stops a run before a picture has come, that there is none is no fault of the encoder."""
+    try:
+        yield
+    except StageError as error:
+        if cancel.draining and error.reason.startswith(_NO_PICTURE):
+            raise _stopped(job) from error
+        raise
+
+
+def _stopped(job: Job) -> UnmaskError:
+    return UnmaskError(f"{job.source}: stopped; nothing was written")
 
 
 def _on_gpu(info: MediaInfo, settings: VideoSettings, notice: Callable[[str], None]) -> MediaInfo:
@@ -273,12 +312,13 @@ def _gpu_problem(layout: Layout, settings: VideoSettings) -> str | None:
 
 
 def _name_draft(draft: Draft, job: Job, result: RunReport, *, overwrite: bool) -> Path:
-    """Give the written file its name: the target's, or the partial one, which replaces that of an earlier run."""
+    """Give the written file its name: the target's, or one for a part, which replaces nothing."""
     if not result.flushed or result.frames == 0:
-        raise UnmaskError(f"{job.source}: stopped; nothing was written")
-    output = job.partial if result.cancelled else job.target
-    draft.keep_as(output, overwrite=overwrite or result.cancelled)
-    return output
+        raise _stopped(job)
+    if result.cancelled:
+        return draft.keep_as_part()
+    draft.keep_as(job.target, overwrite=overwrite)
+    return job.target
 
 
 def _video_done(
@@ -324,6 +364,40 @@ def check_picture_job(job: Job) -> None:
         raise UserError(f"{job.target}: the name must end in {', '.join(sorted(PICTURE_SUFFIXES))}")
 
 
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read, which whoever reads it in earnest will say."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _check_kind(path: Path) -> None:
+    """Raise UserError where a file is no still picture of a kind that is read, with what to do instead."""
+    head = _head(path)
+    if not head:
+        return
+    known = head.startswith((b"\x89PNG", b"\xff\xd8")) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
+    if not known:
+        other = "convert it to PNG first"
+        if path.suffix.lower() in VIDEO_SUFFIXES | {".gif"}:
+            other = "for videos and animations use `unmask video`"
+        raise UserError(f"{path}: is neither PNG nor JPEG nor WebP; {other}")
+    if head.startswith(b"\x89PNG") and b"acTL" in head.partition(b"IDAT")[0]:
+        raise UserError(f"{path}: is animated; only still pictures can be processed here, so use `unmask video`")
+    if problem := _animated_webp(path, head):
+        raise UserError(problem)
+
+
+def _animated_webp(path: Path, head: bytes) -> str | None:
+    """What is said of an animated WebP, which FFmpeg does not decode; None where a file is none."""
+    if (head[:4], head[8:16]) != (b"RIFF", b"WEBPVP8X") or not head[20:21] or not head[20] & 2:
+        return None
+    gif = f"magick {path.name} {path.stem}.gif"
+    return f"{path}: is an animated WebP, which is not read; make a GIF of it ({gif}) and use `unmask video` on that"
+
+
 class PictureDesk:
     """Takes masks off pictures, one after the other; the networks are loaded once per picture size.
 
@@ -363,15 +437,16 @@ class PictureDesk:
             StageError: a fault while running.
         """
         started = time.monotonic()
+        _check_kind(job.source)
         check_picture_job(job)
         with ExitStack() as drafts:
             draft = drafts.enter_context(whole_file(job.target, overwrite=self._overwrite))
             mask_draft = None if mask is None else drafts.enter_context(whole_file(mask, overwrite=self._overwrite))
             picture = read_picture(job.source)
             frame = self.process_frame(picture.rgb)
-            notices = _write(draft, job, picture, frame)
+            notices = (*_told_conversion(job), *_write(draft, job, picture, frame))
             if mask_draft is not None and mask is not None:
-                mask_draft.path.write_bytes(_png(Canvas(frame.layout).frame_mask(frame)))
+                mask_draft.write(_png(Canvas(frame.layout).frame_mask(frame)))
                 mask_draft.keep_as(mask, overwrite=self._overwrite)
             draft.keep_as(job.target, overwrite=self._overwrite)
         return _picture_done(job, mask, frame, time.monotonic() - started, notices)
@@ -428,10 +503,11 @@ def _write(draft: Draft, job: Job, picture: Picture, frame: Frame) -> tuple[str,
     changed = any(face.masked for face in frame.faces)
     same_format = _format(job.source) == _format(job.target)
     if not changed and same_format and picture.upright:
-        draft.path.write_bytes(job.source.read_bytes())
+        draft.write(job.source.read_bytes())
         return ()
     rgb = np.asarray(frame.planes[0], np.uint8)
-    left_out = write_picture(draft.path, rgb, picture, comment=SYNTHETIC if changed else "")
+    with writing(job.target):
+        left_out = write_picture(draft.path, rgb, picture, comment=SYNTHETIC if changed else "")
     return tuple(f"without {what}" for what in left_out)
 
 
@@ -473,12 +549,25 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
     )
 
 
-def write_report(path: Path, results: Sequence[object], *, as_list: bool) -> None:
+def write_report(path: Path, results: Sequence[object], *, as_list: bool, overwrite: bool) -> None:
     """Write the report: one dataclass of what was done, or with `as_list` a list of them.
 
-    It replaces one of an earlier run.
+    Raises:
+        UserError: it exists and is not to be replaced, or cannot be written.
     """
-    body = msgspec.json.encode(list(results) if as_list else results[0])
-    with whole_file(path, overwrite=True) as draft:
-        draft.path.write_bytes(msgspec.json.format(body, indent=2) + b"\n")
-        draft.keep_as(path, overwrite=True)
+    body = msgspec.json.encode(_shown(msgspec.to_builtins(list(results) if as_list else results[0])))
+    with whole_file(path, overwrite=overwrite) as draft:
+        draft.write(msgspec.json.format(body, indent=2) + b"\n")
+        draft.keep_as(path, overwrite=overwrite)
+
+
+def _shown(value: Any) -> Any:
+    """The same with all texts as JSON can hold them: names of files may be any bytes."""
+    match value:
+        case str():
+            return shown(value)
+        case dict():
+            return {_shown(key): _shown(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_shown(one) for one in value]
+    return value

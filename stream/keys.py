@@ -30,19 +30,33 @@ def write_keys(name: Path) -> tuple[Path, Path]:
     Raises:
         UserError: one of the files exists, or cannot be written.
     """
+    if not name.name:
+        raise UserError(f"'{name}' is no name for a file; give one, such as: unmask keys new server")
     public, secret = (key.decode() for key in zmq.curve_keypair())
     private_file, public_file = name.with_name(name.name + ".key"), name.with_name(name.name + ".pub")
-    if public_file.exists():
-        raise UserError(f"{public_file} exists; choose another name")
+    _write_new(private_file, f"{public}\n{secret}\n", 0o600)
     try:
-        with open(os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"{public}\n{secret}\n")
-        public_file.write_text(f"{public}\n")
-    except FileExistsError as error:
-        raise UserError(f"{private_file} exists; choose another name") from error
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
+        _write_new(public_file, f"{public}\n", 0o666)
+    except UserError:
+        private_file.unlink()  # half a pair would only be in the way
+        raise
     return private_file, public_file
+
+
+def _write_new(file: Path, text: str, mode: int) -> None:
+    """Write a file that does not exist yet. Raises UserError where it does, or cannot be written; then none is left."""
+    try:
+        number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise UserError(f"{file} exists; choose another name") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another folder or name") from error
+    try:
+        with open(number, "w") as written:
+            written.write(text)
+    except OSError as error:
+        file.unlink()
+        raise UserError(f"{file}: cannot be written ({error.strerror}); free some space, or choose another") from error
 
 
 def read_pair(file: Path) -> KeyPair:

@@ -3,10 +3,12 @@
 import errno
 import glob
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -18,24 +20,76 @@ VIDEO_SUFFIXES: Final = frozenset(
 )
 """What counts as a video inside a folder; a file that is named is tried whatever its name."""
 
+WRITTEN_SUFFIXES: Final = frozenset(
+    {".264", ".265", ".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2t", ".m2ts", ".m4a", ".m4b", ".m4v"}
+    | {".mkv", ".mov", ".mp4", ".mts", ".ts", ".webm"}
+)
+"""The videos that can be written, as `unmask.stream.stages.encode` has them, which is slow to import."""
+
 PICTURE_SUFFIXES: Final = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 """The pictures that can be read and written."""
 
 OUTPUT_MARK: Final = ".unmasked"
 """What the name of an output gets before its suffix where it lies in the folder of its input."""
 
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of the system that say that a file cannot grow."""
+
+_OUTPUT: Final = re.compile(rf"{re.escape(OUTPUT_MARK)}(\.partial(-\d+)?)?\Z")
+_NOT_UTF8: Final = re.compile("[\ud800-\udfff]")
+_LONGEST_NAME: Final = 255
+"""Bytes that a name has on nearly all file systems."""
+
+
+def shown(text: str) -> str:
+    """The text as it can be printed and stand in JSON: a byte of a name that is not UTF-8 is spelt out, as \\xe9."""
+
+    def spelt(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return _NOT_UTF8.sub(spelt, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The files that a command takes.
+
+    Args:
+        found: suffixes of what counts inside a folder.
+        written: suffixes that outputs can have.
+        instead: the suffix of the output where that of the input cannot be written.
+    """
+
+    found: frozenset[str]
+    written: frozenset[str]
+    instead: str
+
+
+VIDEOS: Final = Kind(VIDEO_SUFFIXES, WRITTEN_SUFFIXES, ".mp4")
+PICTURES: Final = Kind(PICTURE_SUFFIXES, PICTURE_SUFFIXES, ".png")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One input and the name under which its result is to appear."""
+    """One input and the name under which its result is to appear.
+
+    Args:
+        source, target: the files.
+        converted: True where the target has another suffix because that of the source cannot be written.
+    """
 
     source: Path
     target: Path
+    converted: bool = False
 
-    @property
-    def partial(self) -> Path:
-        """The name for what was done when the user cut the run short: NAME.unmasked.partial.EXT."""
-        return self.target.with_name(f"{self.target.stem}.partial{self.target.suffix}")
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """An argument that leads to no file, and the line that says so."""
+
+    argument: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,48 +97,62 @@ class Inputs:
     """The files that the user's arguments stand for.
 
     Args:
+        kind: what they are taken for.
         files: in the order of the arguments, those of a folder or a pattern sorted by name; none twice.
         passed_over: outputs of an earlier run among them, which are not taken for inputs.
+        unusable: arguments that lead to no file.
         several: True where more than one file was asked for, by number or by a folder or pattern.
     """
 
+    kind: Kind
     files: tuple[Path, ...]
     passed_over: tuple[Path, ...]
+    unusable: tuple[Unusable, ...]
     several: bool
 
 
-def find_inputs(arguments: Sequence[str], suffixes: frozenset[str]) -> Inputs:
+def find_inputs(arguments: Sequence[str], kind: Kind) -> Inputs:
     """Expand files, folders (not the folders inside) and patterns; outputs of unmask count only where named alone.
 
     Raises:
-        UserError: an argument that leads to no file.
+        UserError: not one of the arguments leads to a file.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
+    unusable: list[Unusable] = []
     several = len(arguments) > 1
     for argument in arguments:
         several = several or not os.path.isfile(argument)
-        found += _expand(argument, suffixes)
-    unique = tuple(dict.fromkeys(found))
-    if not several:
-        return Inputs(unique, (), several=False)
-    passed_over = tuple(path for path in unique if _is_output(path))
-    files = tuple(path for path in unique if not _is_output(path))
+        try:
+            for path in _expand(argument, kind.found):
+                found.setdefault(_place(path), path)
+        except UserError as error:
+            unusable.append(Unusable(argument, str(error)))
+    passed_over = tuple(path for path in found.values() if several and _is_output(path))
+    files = tuple(path for path in found.values() if not (several and _is_output(path)))
+    problems = [one.problem for one in unusable]
+    if passed_over and not files:
+        names = ", ".join(map(str, passed_over))
+        problems.append(f"{names}: only outputs of unmask here; name one alone to process it again")
     if not files:
-        raise UserError(f"{', '.join(arguments)}: only outputs of unmask here; name one alone to process it again")
-    return Inputs(files, passed_over, several=True)
+        raise UserError("; ".join(problems))
+    return Inputs(kind, files, passed_over, tuple(unusable), several)
 
 
 def _expand(argument: str, suffixes: frozenset[str]) -> list[Path]:
+    if not argument:  # `Path("")` is the current folder, which nobody meant who has an empty variable
+        raise UserError("'': an empty name; name a file or a folder, the current one as .")
     path = Path(argument)
     try:
         if path.is_dir():
             return _of_kind(path.iterdir(), suffixes, argument)
-        if path.exists():
+        if path.is_file():
             return [path]
+        if path.exists():
+            raise UserError(f"{argument}: is a pipe or a device; save what it gives to a file and name that")
+        if glob.has_magic(argument):
+            return _of_kind(map(Path, glob.glob(argument, recursive=True)), suffixes, argument)
     except OSError as error:
         raise UserError(f"{argument}: cannot be read ({error.strerror}); check its name and rights") from error
-    if glob.has_magic(argument):
-        return _of_kind(map(Path, glob.glob(argument, recursive=True)), suffixes, argument)
     raise UserError(f"{argument}: no such file or folder")
 
 
@@ -96,8 +164,13 @@ def _of_kind(paths: Iterable[Path], suffixes: frozenset[str], argument: str) -> 
     return files
 
 
+def _place(path: Path) -> Path:
+    """The same for one file by whatever way; a link is not the file that it leads to, as it has a name of its own."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
 def _is_output(path: Path) -> bool:
-    return path.stem.endswith((OUTPUT_MARK, f"{OUTPUT_MARK}.partial"))
+    return _OUTPUT.search(path.stem) is not None
 
 
 def assign_targets(inputs: Inputs, output: str | None) -> tuple[Job, ...]:
@@ -110,7 +183,7 @@ def assign_targets(inputs: Inputs, output: str | None) -> tuple[Job, ...]:
     if output is not None and folder is None:
         jobs = [Job(inputs.files[0], _named_file(output))]
     else:
-        jobs = [Job(path, _target(path, folder or path.parent)) for path in inputs.files]
+        jobs = list(_jobs(inputs, folder))
     _refuse_shared((job.target, job.source) for job in jobs)
     _refuse_overwritten_inputs([job.target for job in jobs], inputs.files)
     return tuple(jobs)
@@ -120,8 +193,10 @@ def _output_folder(inputs: Inputs, output: str | None) -> Path | None:
     """The folder that `output` names; None where it names a file or nothing is named."""
     if output is None:
         return None
+    if not output:
+        raise UserError("-o '': an empty name; name a file or a folder, the current one as .")
     path = Path(output)
-    if path.is_dir():
+    if _is_folder(path):
         return path
     if output.endswith(("/", os.sep)) or not path.suffix:
         raise UserError(f"{output}: no such folder; make it first, or name a file with its suffix")
@@ -132,21 +207,51 @@ def _output_folder(inputs: Inputs, output: str | None) -> Path | None:
 
 def _named_file(output: str) -> Path:
     path = Path(output)
-    if not path.parent.is_dir():
+    if not _is_folder(path.parent):
         raise UserError(f"{path.parent}: no such folder; make it first")
     return path
 
 
-def _target(source: Path, folder: Path) -> Path:
-    beside = folder.resolve() == source.parent.resolve()
+def _is_folder(path: Path) -> bool:
+    with _asking(path):
+        return path.is_dir()
+
+
+@contextmanager
+def _asking(path: Path) -> Iterator[None]:
+    """Name the file about which the system gives no answer, as where a folder is closed to us or a name too long."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be used ({error.strerror}); check its name and rights") from error
+
+
+def _jobs(inputs: Inputs, folder: Path | None) -> Iterator[Job]:
+    """A job for each input, with its result in `folder`, or beside it."""
+    kind = inputs.kind
+    taken = {_target(path, folder) for path in inputs.files if path.suffix.lower() in kind.written}
+    for path in inputs.files:
+        if path.suffix.lower() in kind.written:
+            yield Job(path, _target(path, folder))
+            continue
+        target = _target(path.with_suffix(kind.instead), folder)
+        if target in taken:  # a.mpg beside a.mp4
+            target = _target(path.with_name(path.name + kind.instead), folder)
+        taken.add(target)
+        yield Job(path, target, converted=True)
+
+
+def _target(source: Path, folder: Path | None) -> Path:
+    folder = folder or source.parent
+    beside = os.path.realpath(folder) == os.path.realpath(source.parent)
     return folder / (f"{source.stem}{OUTPUT_MARK}{source.suffix}" if beside else source.name)
 
 
 def _refuse_shared(pairs: Iterable[tuple[Path, Path]]) -> None:
     """Raise UserError where two inputs (second of each pair) lead to one output (first)."""
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Path] = {}
     for target, source in pairs:
-        rival = taken.setdefault(target.resolve(), source)
+        rival = taken.setdefault(os.path.realpath(target), source)
         if rival is not source:
             raise UserError(f"{rival} and {source} would both be written to {target}; process them one by one")
 
@@ -160,7 +265,8 @@ def _refuse_overwritten_inputs(targets: Sequence[Path], sources: Sequence[Path])
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+    with _asking(path):
+        status = path.stat()
     return status.st_dev, status.st_ino
 
 
@@ -170,61 +276,108 @@ def mask_targets(jobs: Sequence[Job], folder: str) -> tuple[Path, ...]:
     Raises:
         UserError: the folder is missing, two pictures share a stem, or a mask would replace an input or an output.
     """
-    if not Path(folder).is_dir():
+    if not folder:
+        raise UserError("--mask-dir '': an empty name; name a folder, the current one as .")
+    if not _is_folder(Path(folder)):
         raise UserError(f"{folder}: no such folder; make it first")
     masks = tuple(Path(folder) / f"{job.source.stem}.png" for job in jobs)
     _refuse_shared(zip(masks, (job.source for job in jobs), strict=True))
     _refuse_overwritten_inputs(masks, [job.source for job in jobs])
-    outputs = {job.target.resolve() for job in jobs}
+    outputs = {os.path.realpath(job.target) for job in jobs}
     for mask in masks:
-        if mask.resolve() in outputs:
+        if os.path.realpath(mask) in outputs:
             raise UserError(f"{mask}: mask and output would share this name; choose another --mask-dir")
     return masks
 
 
-def check_report(report: Path, jobs: Sequence[Job]) -> None:
-    """Make sure that the report can be written. A report of an earlier run is replaced.
+def check_report(report: Path, jobs: Sequence[Job], *, overwrite: bool) -> None:
+    """Make sure that the report can be written.
 
     Raises:
-        UserError: it is not named .json, its folder is missing or closed to us, or it is an input.
+        UserError: it is not named .json, its folder is missing or closed to us, it is an input, or it exists and is not
+            to be replaced.
     """
     if report.suffix.lower() != ".json":
         raise UserError(f"{report}: a report must be named FILE.json")
-    if not report.parent.is_dir():
+    if not _is_folder(report.parent):
         raise UserError(f"{report.parent}: no such folder; make it first")
     _refuse_overwritten_inputs([report], [job.source for job in jobs])
-    if report.resolve() in {job.target.resolve() for job in jobs}:
+    if os.path.realpath(report) in {os.path.realpath(job.target) for job in jobs}:
         raise UserError(f"{report}: the report and the output would share this name")
-    with whole_file(report, overwrite=True):
+    with whole_file(report, overwrite=overwrite):
         pass
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Name the file that was to be written, not the draft of it, where the system refuses. Raises UserError then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise UserError(f"no space left for {target}; free some, or choose another folder") from error
+        raise UserError(f"{target}: cannot be written ({error.strerror}); check its name and rights") from error
 
 
 class Draft:
     """The file that is being written, under a hidden name of its own in the folder of its target."""
 
     def __init__(self, target: Path) -> None:
-        # Errors of whoever writes it name this file, so it resembles the target, as far as its length allows.
-        self.path = target.with_name(f".{target.stem[:50]}.{secrets.token_hex(4)}{target.suffix}")
+        # Errors of whoever writes it name this file, so it resembles the target, as far as its length allows. Between
+        # processes they travel as UTF-8.
+        stem = _NOT_UTF8.sub("_", target.stem[:50])
+        self.path = target.with_name(f".{stem}.{secrets.token_hex(4)}{target.suffix}")
+        self._target = target
+
+    def write(self, data: bytes) -> None:
+        """Write all of it. Raises UserError, about the target, where that cannot be done."""
+        with writing(self._target):
+            self.path.write_bytes(data)
 
     def keep_as(self, target: Path, *, overwrite: bool) -> None:
         """Give the draft its name, in one step. Raises UserError where that name has been taken in the meantime."""
-        if overwrite:
-            os.replace(self.path, target)
-            return
-        try:
-            os.link(self.path, target)
-        except FileExistsError as error:
-            raise _exists(target) from error
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
-                raise
-            # A file system without hard links (exFAT, some network shares) leaves a gap between the look and the move.
-            if target.exists():
-                raise _exists(target) from error
-            os.rename(self.path, target)
+        if not self._take(target, overwrite=overwrite):
+            raise _exists(target)
+
+    def keep_as_part(self) -> Path:
+        """Name what was done of the target when the run was cut short, and return the name: NAME.partial.EXT.
+
+        Whatever has that name may be the user's, an input even, so it is kept: then the name is NAME.partial-2.EXT, or
+        the next that is free.
+        """
+        names = (partial_name(self._target, number) for number in count(1))
+        return next(name for name in names if self._take(name, overwrite=False))
+
+    def _take(self, target: Path, *, overwrite: bool) -> bool:
+        """Give the draft this name, in one step. Returns False where it is taken and stays so."""
+        with writing(target):
+            if overwrite:
+                os.replace(self.path, target)
+                return True
+            try:
+                os.link(self.path, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
+                    raise
+                # A file system without hard links (exFAT, some network shares) leaves a gap between look and move.
+                if os.path.lexists(target):
+                    return False
+                os.rename(self.path, target)
+        return True
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def partial_name(target: Path, number: int = 1) -> Path:
+    """The name for a part of `target`: NAME.partial.EXT, or with a number NAME.partial-2.EXT and so on."""
+    end = f".partial{'' if number == 1 else f'-{number}'}{target.suffix}"
+    stem = target.stem
+    while stem and len(os.fsencode(stem + end)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return target.with_name(stem + end)
 
 
 @contextmanager
@@ -249,15 +402,16 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[Draft]:
 def _check_name(target: Path, *, overwrite: bool) -> None:
     try:
         target.lstat()
+        regular = target.is_file() or not target.exists()
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); choose another name") from error
-    if target.exists() and not target.is_file():
+    if not regular:
         raise UserError(f"{target}: is not a regular file; choose another name")
     if not overwrite:
         raise _exists(target)
 
 
 def _exists(target: Path) -> UserError:
-    return UserError(f"{target}: exists and is kept; use --overwrite to replace it, or another name with -o")
+    return UserError(f"{target}: exists and is kept; use --overwrite to replace it, or choose another name")

@@ -1,5 +1,8 @@
 """The command line, as a user meets it."""
 
+import dataclasses
+import errno
+import io
 import json
 import os
 import resource
@@ -15,9 +18,16 @@ import av
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from unmask import __version__, cli
+from unmask.errors import UnmaskError
+from unmask.progress import Bar, Quiet
+from unmask.stream import jobs
 from unmask.stream.encoders import Codec
+from unmask.stream.frame import U8, Frame
+from unmask.stream.naming import Job
+from unmask.stream.supervisor import Cancel
 
 WIDTH, HEIGHT = 128, 96
 
@@ -162,6 +172,14 @@ def _report() -> None:
     Path("clip.json").hardlink_to("clip.mp4")
 
 
+def _report_of_mine() -> None:
+    Path("r.json").write_text("mine")
+
+
+def _bitmap() -> None:
+    cv2.imwrite("still.bmp", np.zeros((8, 8, 3), np.uint8))
+
+
 def _nothing() -> None:
     pass
 
@@ -199,6 +217,13 @@ BAD_USE: Sequence[tuple[Callable[[], None], str, str]] = [
     (_nothing, "video clip.mp4 --report clip.txt", "must be named FILE.json"),
     (_nothing, "video clip.mp4 --report missing/r.json", "missing: no such folder"),
     (_report, "video clip.mp4 --report clip.json", "would overwrite the input"),
+    (_report_of_mine, "video clip.mp4 --report r.json", "r.json: exists and is kept; use --overwrite"),
+    (_nothing, f"video clip.mp4 -o {'x' * 300}.mp4", "cannot be used (File name too long)"),
+    (_nothing, f"video clip.mp4 -o {'x' * 300}/out.mp4", "cannot be used (File name too long)"),
+    (_nothing, f"image clip.mp4 --mask-dir {'x' * 300}", "cannot be used (File name too long)"),
+    (_nothing, "video /dev/null", "is a pipe or a device"),
+    (_nothing, "image clip.mp4", "for videos and animations use `unmask video`"),
+    (_bitmap, "image still.bmp", "convert it to PNG first"),
     (_nothing, "image clip.mp4 -o out.png", "neither PNG nor JPEG nor WebP"),
     (_picture, "image still.png -o still.mp4", "the name must end in"),
     (_picture, "image still.png --mask-dir missing", "missing: no such folder"),
@@ -221,6 +246,46 @@ def test_mistakes_get_one_line_and_leave_nothing(
     assert err.count("\n") == 1, err
     assert out == ""
     assert snapshot(here) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["video", ""], ["video", "clip.mp4", "-o", ""], ["image", ""], ["keys", "new", ""]]
+)
+def test_empty_names_stand_for_nothing(here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    before = snapshot(here)
+    assert cli.main(arguments) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("group", ["keys", "data", "evaluate"])
+def test_group_without_a_command_shows_its_help_and_no_error(capfd: pytest.CaptureFixture[str], group: str) -> None:
+    assert cli.main([group]) == 2
+    out, err = capfd.readouterr()
+    assert f"Usage: unmask {group}" in out + err
+    assert "unmask: " not in err
+
+
+def test_cache_that_is_a_file_is_refused(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", "clip.mp4")
+    assert cli.main(["video", "clip.mp4"]) == 2
+    assert "UNMASK_CACHE: 'clip.mp4' is no folder" in capfd.readouterr().err
+
+
+def test_file_that_the_system_refuses_is_no_fault_of_ours(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(cli, "find_inputs", fail)
+    assert cli.main(["video", "clip.mp4"]) == 2
+    assert (
+        capfd.readouterr().err
+        == "unmask: somewhere: refused by the system (Permission denied); check its name and rights\n"
+    )
 
 
 def test_faults_of_our_own_get_one_line_too(
@@ -293,6 +358,81 @@ def test_one_bad_input_does_not_stop_the_others(here: Path, capfd: pytest.Captur
     assert "1 of 2 done" in out
 
 
+def test_input_that_is_missing_does_not_stop_the_others(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["video", "none.mp4", "clip.mp4", "--report", "report.json"]) == 2
+    out, err = capfd.readouterr()
+    bad, good = json.loads((here / "report.json").read_text())
+    assert (bad["input"], bad["exit_code"], good["frames"]) == ("none.mp4", 2, 12)
+    assert err.startswith("unmask: none.mp4: no such file or folder\n")
+    assert "1 of 2 done" in out
+
+
+def test_video_that_cannot_be_written_as_it_came_becomes_mp4(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "in").mkdir()
+    make_clip(here / "in" / "a.nut")
+    (here / "clip.mp4").rename(here / "in" / "a.mp4")
+    assert cli.main(["video", "in", "--report", "r.json"]) == 0
+    assert sorted(os.listdir("in")) == ["a.mp4", "a.nut", "a.nut.unmasked.mp4", "a.unmasked.mp4"]
+    line = "cannot be written as .nut, so it becomes a.nut.unmasked.mp4"
+    assert f"a.nut: {line}\n" in capfd.readouterr().err
+    assert line in json.loads(Path("r.json").read_text())[1]["notices"]
+
+
+def test_names_that_are_not_utf8(here: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    try:
+        (here / "clip.mp4").rename(here / name)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    (here / "b.mp4").write_bytes((here / name).read_bytes())
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    arguments = ("video", name, "b.mp4", "--device", "cpu", "--report", "r.json")
+    with start(*arguments, cwd=here, env=environment) as program:
+        out, err = program.communicate(timeout=120)
+    assert program.returncode == 0, err
+    assert "caf\\xe9.mp4 -> caf\\xe9.unmasked.mp4: 12 frames" in out
+    assert [done["input"] for done in json.loads(Path("r.json").read_text())] == ["caf\\xe9.mp4", "b.mp4"]
+    assert (here / os.fsdecode(b"caf\xe9.unmasked.mp4")).exists()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_summary_that_nobody_takes_stops_nothing(here: Path, full: bool) -> None:
+    (here / "b.mp4").hardlink_to(here / "clip.mp4")
+    command = [
+        sys.executable,
+        "-m",
+        "unmask.cli",
+        "video",
+        "clip.mp4",
+        "b.mp4",
+        "--device",
+        "cpu",
+        "--report",
+        "r.json",
+    ]
+    read, write = os.pipe()
+    os.close(read)
+    stdout = os.open("/dev/full", os.O_WRONLY) if full else write
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, cwd=here)
+    assert done.returncode == (2 if full else 0), done.stderr
+    assert done.stderr.startswith("unmask: stdout cannot be written to" if full else "")
+    assert done.stderr.count("\n") == full
+    assert [one["frames"] for one in json.loads(Path("r.json").read_text())] == [12, 12]
+    assert Path("b.unmasked.mp4").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_other_lines_that_nobody_takes_are_one_line(unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "unmask.cli", "--version"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+    assert "a fault in unmask" not in done.stderr
+
+
 def test_compare_is_twice_as_wide(here: Path) -> None:
     assert cli.main(["video", "clip.mp4", "--compare", "--quiet"]) == 0
     with av.open("clip.unmasked.mp4") as container:
@@ -351,6 +491,70 @@ def test_interrupting_once_leaves_a_playable_part(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_closed_terminal_leaves_a_playable_part(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which the program inherits
+    with _start_long_run(tmp_path) as program:
+        program.send_signal(signal.SIGHUP)
+        program.send_signal(signal.SIGHUP)  # the shell passes it on
+        _, err = program.communicate(timeout=60)
+    signal.signal(signal.SIGHUP, before)
+    assert program.returncode == 130, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.mp4", "long.unmasked.partial.mp4"]
+    assert 0 < count_frames(tmp_path / "long.unmasked.partial.mp4") < LONG
+
+
+def test_part_never_replaces_an_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "clip.mp4").rename(here / "talk.partial.mp4")
+    before = (here / "talk.partial.mp4").read_bytes()
+    job = Job(Path("talk.partial.mp4"), Path("talk.mp4"))
+    real = jobs.run
+
+    def cut_short(*stages: object, **options: object) -> object:
+        return dataclasses.replace(real(*stages, **options), cancelled=True)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "run", cut_short)
+    done = jobs.unmask_video(job, jobs.VideoSettings(), Quiet(), Cancel())
+    assert done.output == "talk.partial-2.mp4"
+    assert sorted(os.listdir()) == ["talk.partial-2.mp4", "talk.partial.mp4"]
+    assert (here / "talk.partial.mp4").read_bytes() == before
+
+
+def test_interrupting_before_the_first_picture_is_no_fault(here: Path) -> None:
+    cancel = Cancel()
+    cancel.drain()
+    with pytest.raises(UnmaskError, match=r"clip\.mp4: stopped; nothing was written"):
+        jobs.unmask_video(Job(Path("clip.mp4"), Path("out.mp4")), jobs.VideoSettings(), Quiet(), cancel)
+    assert os.listdir() == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupting_pictures_leaves_whole_ones_and_the_report(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    (here / "out").mkdir()
+    for name in "abc":
+        cv2.imwrite(f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    real = jobs.PictureDesk.process_frame
+
+    def interrupt(desk: jobs.PictureDesk, rgb: U8) -> Frame:
+        if len(os.listdir("out")) > 1:  # the first picture, and the draft of the second
+            for number in (signal.SIGTERM, signal.SIGINT)[:times]:
+                signal.raise_signal(number)
+        return real(desk, rgb)
+
+    monkeypatch.setattr(jobs.PictureDesk, "process_frame", interrupt)
+    kept = signal.getsignal(signal.SIGINT)
+    assert cli.main(["image", "a.png", "b.png", "c.png", "-o", "out", "--report", "r.json"]) == 130
+    signal.signal(signal.SIGINT, kept)
+    whole = ["a.png", "b.png"][: 3 - times]
+    assert sorted(os.listdir("out")) == whole
+    report = json.loads(Path("r.json").read_text())
+    assert [one["input"] for one in report if "output" in one] == whole
+    err = capfd.readouterr().err
+    assert err.startswith("stopping: finishing the picture under way")
+    assert ("b.png: stopped; nothing was written" in err) == (times == 2)
+
+
 def test_interrupting_twice_leaves_nothing(tmp_path: Path) -> None:
     with _start_long_run(tmp_path) as program:
         # Two kinds of signal, because two of one kind that come at once are delivered as one.
@@ -376,6 +580,16 @@ def test_bar_on_a_terminal(here: Path) -> None:
     os.close(ours)
     assert program.returncode == 0, shown
     assert b"fps" in shown
+
+
+def test_bar_without_a_known_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, screen = Bar(), io.StringIO()
+    monkeypatch.setattr(bar, "_console", Console(file=screen, force_terminal=True, width=200))
+    bar.started(Job(Path("a.webm"), Path("b.webm")), None)
+    bar.progress(54, 2.0)
+    bar.finished()
+    assert "54 " in screen.getvalue()
+    assert "None" not in screen.getvalue()
 
 
 def _read(terminal: int) -> bytes:

@@ -1,5 +1,7 @@
 """Jobs on pictures, with a stage that paints a known square; `test_cli.py` runs the real ones."""
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -12,13 +14,15 @@ import pytest
 
 from unmask.errors import StageError, UserError
 from unmask.models.geometry import CROP_SIZE
+from unmask.progress import Quiet
 from unmask.stream import jobs
 from unmask.stream.canvas import Canvas
 from unmask.stream.frame import Face, Frame
-from unmask.stream.jobs import FaceFound, Failed, PictureDesk, write_report
+from unmask.stream.jobs import FaceFound, Failed, PictureDesk, VideoSettings, unmask_video, write_report
 from unmask.stream.naming import Job
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.stage import Context, Stage
+from unmask.stream.supervisor import Cancel
 
 RED = (250, 10, 20)
 SQUARE = (slice(20, 60), slice(30, 80))
@@ -169,14 +173,69 @@ def test_existing_mask_is_kept_and_then_no_picture_is_written(
     assert not (tmp_path / "b.png").exists()
 
 
-def test_report_is_an_object_or_a_list_and_replaces_the_last(tmp_path: Path) -> None:
+def test_report_is_an_object_or_a_list_and_replaces_only_when_told_to(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     failed = Failed("a.mp4", "a.mp4: is empty", 2)
-    write_report(path, [failed], as_list=False)
+    write_report(path, [failed], as_list=False, overwrite=False)
     assert msgspec.json.decode(path.read_bytes()) == {"input": "a.mp4", "error": "a.mp4: is empty", "exit_code": 2}
-    write_report(path, [failed, failed], as_list=True)
+    with pytest.raises(UserError, match="exists and is kept"):
+        write_report(path, [failed, failed], as_list=True, overwrite=False)
+    write_report(path, [failed, failed], as_list=True, overwrite=True)
     assert len(msgspec.json.decode(path.read_bytes())) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_report_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+    failed = Failed("caf\udce9.mp4", "caf\udce9.mp4: is empty", 2)
+    write_report(tmp_path / "r.json", [failed], as_list=True, overwrite=False)
+    [entry] = msgspec.json.decode((tmp_path / "r.json").read_bytes())
+    assert entry["input"] == "caf\\xe9.mp4"
+    assert entry["error"].startswith("caf\\xe9.mp4: ")
+
+
+@pytest.mark.parametrize("painted", [True, False])
+def test_full_disk_names_the_output_and_leaves_nothing(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, painted: bool
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    use(monkeypatch, PaintSquare if painted else FindNothing)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with PictureDesk(Settings()) as desk, pytest.raises(UserError, match=r"no space left for .*b\.png; free some"):
+        desk.unmask(Job(picture, tmp_path / "b.png"))
+    with pytest.raises(UserError, match=r"no space left for .*r\.json; free some"):
+        write_report(tmp_path / "r.json", [], as_list=True, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+ANIMATED_WEBP = b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0ANIM"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.webp", ANIMATED_WEBP, r"is an animated WebP, .*\(magick a.webp a.gif\) and use `unmask video`"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\x08acTL", "is animated; .* use `unmask video`"),
+        ("a.gif", b"GIF89a", "is neither PNG nor JPEG nor WebP; for videos and animations use `unmask video`"),
+        ("a.mp4", b"\0\0\0\x18ftypisom", "for videos and animations use `unmask video`"),
+        ("a.bmp", b"BM" + bytes(60), "is neither PNG nor JPEG nor WebP; convert it to PNG first"),
+        ("a.png", b"", "is empty"),
+    ],
+)
+def test_what_is_no_still_picture_is_told_what_to_do(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with PictureDesk(Settings()) as desk, pytest.raises(UserError, match=says):
+        desk.unmask(Job(path, tmp_path / "out.png"))
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_animated_webp_is_no_picture_for_the_other_command(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(ANIMATED_WEBP)
+    with pytest.raises(UserError, match="is an animated WebP"):
+        unmask_video(Job(path, tmp_path / "out.mp4"), VideoSettings(), Quiet(), Cancel())
 
 
 def test_the_pipeline_is_the_one_of_the_architecture() -> None:

@@ -1,5 +1,6 @@
 """Which files a job reads and writes."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +8,22 @@ from pathlib import Path
 import pytest
 
 from unmask.errors import UserError
+from unmask.stream import naming
 from unmask.stream.naming import (
-    PICTURE_SUFFIXES,
+    PICTURES,
     VIDEO_SUFFIXES,
+    VIDEOS,
+    WRITTEN_SUFFIXES,
+    Unusable,
     assign_targets,
     check_report,
     find_inputs,
     mask_targets,
+    partial_name,
+    shown,
     whole_file,
 )
+from unmask.stream.stages.encode import container_format
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 def targets(*arguments: str, output: str | None = None) -> list[str]:
-    return [str(job.target) for job in assign_targets(find_inputs(arguments, VIDEO_SUFFIXES), output)]
+    return [str(job.target) for job in assign_targets(find_inputs(arguments, VIDEOS), output)]
 
 
 def test_output_lies_beside_its_input_under_a_name_of_its_own(touch: Callable[..., None]) -> None:
@@ -46,18 +54,83 @@ def test_name_stays_in_another_folder_and_changes_in_its_own(touch: Callable[...
     assert targets("in/a.mp4", output="out/../in/") == ["out/../in/a.unmasked.mp4"]
 
 
-def test_partial_name_follows_the_output(touch: Callable[..., None]) -> None:
-    touch("a.mp4")
-    [job] = assign_targets(find_inputs(["a.mp4"], VIDEO_SUFFIXES), None)
-    assert job.partial == Path("a.unmasked.partial.mp4")
+def test_partial_name_follows_the_output_and_fits() -> None:
+    assert partial_name(Path("in/a.unmasked.mp4")) == Path("in/a.unmasked.partial.mp4")
+    assert partial_name(Path("a.unmasked.mp4"), 2) == Path("a.unmasked.partial-2.mp4")
+    longest = partial_name(Path("é" * 125 + ".mp4"), 3)
+    assert longest.name.endswith("é.partial-3.mp4")
+    assert len(longest.name.encode()) <= 255
+
+
+def test_part_replaces_nothing(touch: Callable[..., None]) -> None:
+    touch("a.partial.mp4", "a.partial-2.mp4")
+    with whole_file(Path("a.mp4"), overwrite=True) as draft:
+        draft.path.write_text("part")
+        assert draft.keep_as_part() == Path("a.partial-3.mp4")
+    assert Path("a.partial.mp4").read_text() == "a.partial.mp4"
+    assert Path("a.partial-3.mp4").read_text() == "part"
+    assert sorted(os.listdir()) == ["a.partial-2.mp4", "a.partial-3.mp4", "a.partial.mp4"]
+
+
+@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES | WRITTEN_SUFFIXES | {".gif", ".png", ""}))
+def test_suffixes_that_are_written_are_those_of_the_encoder(suffix: str) -> None:
+    try:
+        container_format(suffix)
+    except UserError:
+        assert suffix not in WRITTEN_SUFFIXES
+    else:
+        assert suffix in WRITTEN_SUFFIXES
+
+
+def test_what_cannot_be_written_as_it_is_becomes_something_else(touch: Callable[..., None]) -> None:
+    touch("in/a.mpg", "in/b.mp4", "in/b.wmv", "in/b.ogv", "in/c.MOV", "out/x", "noext", "p.jfif")
+    jobs = assign_targets(find_inputs(["in", "noext"], VIDEOS), "out")
+    assert {str(job.target): job.converted for job in jobs} == {
+        "out/a.mp4": True,
+        "out/b.mp4": False,
+        "out/b.ogv.mp4": True,
+        "out/b.wmv.mp4": True,
+        "out/c.MOV": False,
+        "out/noext.mp4": True,
+    }
+    assert targets("in/a.mpg") == ["in/a.unmasked.mp4"]
+    assert targets("in/a.mpg", output="a.mkv") == ["a.mkv"]
+    assert [job.target.name for job in assign_targets(find_inputs(["p.jfif"], PICTURES), None)] == ["p.unmasked.png"]
+
+
+def test_arguments_that_lead_nowhere_keep_no_other_from_its_turn(touch: Callable[..., None]) -> None:
+    touch("a.mp4", "b.txt")
+    os.mkfifo("pipe.mp4")
+    found = find_inputs(["no.mp4", "a.mp4", "no*.mp4", "", "pipe.mp4"], VIDEOS)
+    assert found.files == (Path("a.mp4"),)
+    assert [one.argument for one in found.unusable] == ["no.mp4", "no*.mp4", "", "pipe.mp4"]
+    assert found.unusable[0] == Unusable("no.mp4", "no.mp4: no such file or folder")
+    with pytest.raises(UserError, match=r"no\.mp4: no such file or folder; pipe\.mp4: is a pipe or a device"):
+        find_inputs(["no.mp4", "pipe.mp4"], VIDEOS)
+
+
+def test_file_named_by_two_ways_is_one(touch: Callable[..., None]) -> None:
+    touch("in/a.mp4", "in/b.mp4")
+    Path("in/link.mp4").symlink_to("a.mp4")
+    found = find_inputs(
+        ["in/b.mp4", "in/../in/a.mp4", "in/a.mp4", str(Path("in/b.mp4").absolute()), "in/link.mp4"], VIDEOS
+    )
+    assert found.files == (Path("in/b.mp4"), Path("in/../in/a.mp4"), Path("in/link.mp4"))
+
+
+def test_names_that_are_not_utf8_are_spelt_out() -> None:
+    assert shown("caf\udce9 é \\.mp4") == "caf\\xe9 é \\.mp4"
+    assert shown("\ud83d") == "\\ud83d"
+    shown(os.fsdecode(bytes(range(1, 256)))).encode()
 
 
 def test_folders_and_patterns_give_their_videos_sorted_without_our_outputs(touch: Callable[..., None]) -> None:
     touch("in/b.MP4", "in/a.mkv", "in/note.txt", "in/.hidden.mp4", "in/sub/c.mp4")
-    touch("in/a.unmasked.mkv", "in/a.unmasked.partial.mkv")
-    found = find_inputs(["in", "in/*.MP4"], VIDEO_SUFFIXES)
+    ours = ("in/a.unmasked.mkv", "in/a.unmasked.partial-2.mkv", "in/a.unmasked.partial.mkv")
+    touch(*ours)
+    found = find_inputs(["in", "in/*.MP4"], VIDEOS)
     assert found.files == (Path("in/a.mkv"), Path("in/b.MP4"))
-    assert found.passed_over == (Path("in/a.unmasked.mkv"), Path("in/a.unmasked.partial.mkv"))
+    assert found.passed_over == tuple(map(Path, ours))
 
 
 def test_output_of_an_earlier_run_can_be_named_alone(touch: Callable[..., None]) -> None:
@@ -78,6 +151,11 @@ def test_file_whose_name_looks_like_a_pattern_is_a_file(touch: Callable[..., Non
         (["no*.mp4"], None, "no*.mp4: no file ending in"),
         (["x" * 300], None, "cannot be read"),
         (["empty"], None, "empty: no file ending in"),
+        ([""], None, "'': an empty name"),
+        ([os.devnull], None, "is a pipe or a device"),
+        (["a.mp4"], "", "-o '': an empty name"),
+        (["a.mp4"], "x" * 300 + ".mp4", "cannot be used (File name too long)"),
+        (["a.mp4"], "x" * 300 + "/a.mp4", "cannot be used (File name too long)"),
         (["a.mp4"], "no/", "no/: no such folder"),
         (["a.mp4"], "no", "no: no such folder"),
         (["a.mp4"], "no/a.mp4", "no: no such folder"),
@@ -87,7 +165,7 @@ def test_file_whose_name_looks_like_a_pattern_is_a_file(touch: Callable[..., Non
         (["a.mp4"], "a.mp4", "would overwrite the input"),
         (["a.mp4"], "symbolic.mp4", "would overwrite the input"),
         (["a.mp4"], "hard.mp4", "would overwrite the input"),
-        (["a.mp4", "a.mkv", "a.unmasked.mp4/"], None, "no such file"),
+        (["a.mkv", "a.unmasked.mp4/"], None, "no such file"),
         (["old.unmasked.mp4", "old.unmasked.partial.mp4"], None, "only outputs of unmask"),
     ],
 )
@@ -104,29 +182,39 @@ def test_refusals(touch: Callable[..., None], arguments: list[str], output: str 
 
 def test_masks_replace_neither_inputs_nor_outputs(touch: Callable[..., None]) -> None:
     touch("in/a.png", "in/b.jpg", "in/b.webp", "out/x", "masks/x")
-    a = assign_targets(find_inputs(["in/a.png"], PICTURE_SUFFIXES), "out")
+    a = assign_targets(find_inputs(["in/a.png"], PICTURES), "out")
     assert mask_targets(a, "masks") == (Path("masks/a.png"),)
-    both = assign_targets(find_inputs(["in/b.jpg", "in/b.webp"], PICTURE_SUFFIXES), "out")
-    for jobs, folder, says in [(a, "no", "no such folder"), (a, "in", "input"), (a, "out", "mask and output")]:
+    both = assign_targets(find_inputs(["in/b.jpg", "in/b.webp"], PICTURES), "out")
+    for jobs, folder, says in [
+        (a, "no", "no such folder"),
+        (a, "in", "input"),
+        (a, "out", "mask and output"),
+        (a, "", "an empty name"),
+        (a, "x" * 300, "too long"),
+    ]:
         with pytest.raises(UserError, match=says):
             mask_targets(jobs, folder)
     with pytest.raises(UserError, match="would both be written"):
         mask_targets(both, "masks")
 
 
-def test_report_replaces_only_an_earlier_report(touch: Callable[..., None]) -> None:
+def test_report_replaces_nothing_unless_told_to(touch: Callable[..., None]) -> None:
     touch("a.mp4", "report.json", "odd.json")
-    jobs = assign_targets(find_inputs(["a.mp4"], VIDEO_SUFFIXES), None)
-    check_report(Path("report.json"), jobs)
+    jobs = assign_targets(find_inputs(["a.mp4"], VIDEOS), None)
+    check_report(Path("report.json"), jobs, overwrite=True)
+    check_report(Path("new.json"), jobs, overwrite=False)
+    with pytest.raises(UserError, match=r"report\.json: exists and is kept"):
+        check_report(Path("report.json"), jobs, overwrite=False)
     assert Path("report.json").read_text() == "report.json"
-    odd = assign_targets(find_inputs(["odd.json"], VIDEO_SUFFIXES), None)
+    assert not Path("new.json").exists()
+    odd = assign_targets(find_inputs(["odd.json"], VIDEOS), None)
     for path, about, says in [
         ("a.mp4", jobs, "must be named"),
         ("no/r.json", jobs, "no such"),
         ("odd.json", odd, "input"),
     ]:
         with pytest.raises(UserError, match=says):
-            check_report(Path(path), about)
+            check_report(Path(path), about, overwrite=True)
 
 
 def test_file_appears_when_it_is_kept_and_not_before(tmp_path: Path) -> None:
@@ -188,6 +276,38 @@ def test_devices_folders_and_endless_names_are_no_targets(tmp_path: Path) -> Non
     ]:
         with pytest.raises(UserError, match=says), whole_file(target, overwrite=True):
             pass
+
+
+def test_closed_folder_is_one_line(touch: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    touch("a.mp4")
+
+    def refuse(path: Path) -> bool:  # root, as whom tests may run, is refused nothing
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    inputs = find_inputs(["a.mp4"], VIDEOS)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for output in ("closed", "closed/a.mp4"):
+        with pytest.raises(UserError, match=r"cannot be used \(Permission denied\); check its name and rights"):
+            assign_targets(inputs, output)
+    with pytest.raises(UserError, match="Permission denied"):
+        check_report(Path("closed/r.json"), [], overwrite=False)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_refused_writing_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(naming.os, "link", refuse)
+    target = tmp_path / "a.png"
+    says = "no space left for .*/a.png; free some" if number == errno.ENOSPC else "a.png: cannot be written"
+    with whole_file(target, overwrite=False) as draft:
+        with pytest.raises(UserError, match=says):
+            draft.write(b"x")
+        with pytest.raises(UserError, match=says):
+            draft.keep_as(target, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_without_room_for_us_is_named(tmp_path: Path) -> None:

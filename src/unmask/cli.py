@@ -4,10 +4,14 @@ Exit codes: 0 done; 1 a fault while running; 2 the input, the output or an optio
 The summary goes to stdout, everything else to stderr, one line for each error. UNMASK_DEBUG=1 shows tracebacks.
 """
 
+import errno
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -16,17 +20,20 @@ import typer
 
 from unmask import __version__, bench_cli, compile_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
-from unmask.interrupts import FINISHING, STOPPED, interruptible
+from unmask.interrupts import FINISHING, FINISHING_PICTURE, STOPPED, interruptible
 from unmask.options import MemoryOption, PersonOption, personal
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
-    PICTURE_SUFFIXES,
-    VIDEO_SUFFIXES,
+    NO_SPACE,
+    PICTURES,
+    VIDEOS,
     Job,
+    Kind,
     assign_targets,
     check_report,
     find_inputs,
     mask_targets,
+    shown,
 )
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
 
@@ -34,6 +41,9 @@ if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
 
 T = TypeVar("T", bound="VideoDone | PictureDone")
+
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+"""Errors of the system that are about what the user named, wherever they come from."""
 
 # Typer brings its own copy of click or uses the installed one, depending on its version; this is the class either way.
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]
@@ -91,7 +101,7 @@ _Tracker = Annotated[
     Tracker,
     typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces and their points."),
 ]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs and reports that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")]
 
@@ -114,6 +124,9 @@ def _unmask(
         if not any(weights.glob("*.onnx")):
             raise UserError(f"--weights: '{weights}' holds no networks; write them with: unmask export")
         os.environ["UNMASK_WEIGHTS"] = str(weights.resolve())  # worker processes are to see it too
+    cache = os.environ.get("UNMASK_CACHE")
+    if cache is not None and os.path.exists(cache) and not os.path.isdir(cache):
+        raise UserError(f"UNMASK_CACHE: '{cache}' is no folder; name one, or take the variable out")
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(UserError.exit_code)
@@ -151,18 +164,19 @@ def video(
 ) -> None:
     """Take the masks off the faces in recorded videos.
 
-    Ctrl-C finishes what is under way and leaves NAME.unmasked.partial.EXT; a second one stops at once.
+    Ctrl-C finishes what is under way and leaves NAME.unmasked.partial.EXT, which replaces nothing; a second one stops
+    at once.
     """
     from unmask.models.engine import choose
     from unmask.stream.encoders import Codec, EncodeOptions
-    from unmask.stream.jobs import Failed, VideoSettings, unmask_video
+    from unmask.stream.jobs import VideoSettings, unmask_video
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
     choice = choose(device, engine)  # a device that is not there is said once, before anything starts
     if look_ahead and (not memory or draw is not None):
         raise UserError(f"--look-ahead has nothing to do with {'--draw' if memory else '--no-memory'}; leave one out")
-    jobs = _plan(inputs, output, VIDEO_SUFFIXES, report, quiet=quiet)
+    plan = _plan(VIDEOS, inputs, output, report, overwrite=overwrite, quiet=quiet)
     settings = VideoSettings(
         Settings(device, max_faces, engine, personal(person), tracker, memory),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
@@ -180,9 +194,8 @@ def video(
             display.finished()
 
     with interruptible(cancel, FINISHING) as interrupted:
-        results = _do_all(jobs, work, report, quiet=quiet, stop=lambda: bool(interrupted))
-    cut_short = len(results) < len(jobs) or any(isinstance(r, Failed) or r.cancelled for r in results)
-    raise typer.Exit(STOPPED if interrupted and cut_short else _exit_code(results))
+        results = _do_all(plan, work, interrupted)
+    raise typer.Exit(_exit_code(plan, results, interrupted))
 
 
 @app.command()
@@ -201,23 +214,30 @@ def image(
     overwrite: _Overwrite = False,
     quiet: _Quiet = False,
 ) -> None:
-    """Take the masks off the faces in pictures: PNG, JPEG, WebP."""
+    """Take the masks off the faces in pictures: PNG, JPEG, WebP.
+
+    Ctrl-C finishes the picture under way; a second one stops at once.
+    """
     from unmask.models.engine import choose
     from unmask.stream.jobs import PictureDesk
     from unmask.stream.pipeline import Settings
 
     choose(device, engine)
-    jobs = _plan(inputs, output, PICTURE_SUFFIXES, report, quiet=quiet)
-    masks = dict(zip(jobs, mask_targets(jobs, mask_dir), strict=True)) if mask_dir is not None else {}
+    plan = _plan(PICTURES, inputs, output, report, overwrite=overwrite, quiet=quiet)
+    masks = dict(zip(plan.jobs, mask_targets(plan.jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
     settings = Settings(device, max_faces, engine, personal(person), tracker)
     with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":
-            return desk.unmask(job, masks.get(job))
+            try:
+                return desk.unmask(job, masks.get(job))
+            except KeyboardInterrupt as error:
+                raise UnmaskError(f"{job.source}: stopped; nothing was written") from error
 
-        results = _do_all(jobs, work, report, quiet=quiet)
-    raise typer.Exit(_exit_code(results))
+        with interruptible(_OnePicture(), FINISHING_PICTURE) as interrupted:
+            results = _do_all(plan, work, interrupted)
+    raise typer.Exit(_exit_code(plan, results, interrupted))
 
 
 @app.command()
@@ -247,61 +267,142 @@ app.add_typer(training_cli.evaluate, name="evaluate")
 app.command()(training_cli.export)
 
 
+class _OnePicture:
+    """The picture under way: it is finished after one Ctrl-C, and given up after two."""
+
+    def drain(self) -> None:
+        pass  # whoever takes one picture after the other looks before the next
+
+    def stop_now(self) -> None:
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a command is to do.
+
+    Args:
+        jobs: what is worked on, in order.
+        unusable: arguments that lead to no file, which the user has been told.
+        report: the file for it; None for none.
+        overwrite: True where the report may replace a file.
+        quiet: True where nothing but errors is written.
+    """
+
+    jobs: tuple[Job, ...]
+    unusable: "tuple[Failed, ...]"
+    report: Path | None
+    overwrite: bool
+    quiet: bool
+
+
 def _plan(
-    inputs: list[str], output: str | None, suffixes: frozenset[str], report: Path | None, *, quiet: bool
-) -> tuple[Job, ...]:
-    found = find_inputs(inputs, suffixes)
-    for path in () if quiet else found.passed_over:
-        say(f"{path}: passed over, an output of unmask")
+    kind: Kind, inputs: list[str], output: str | None, report: Path | None, *, overwrite: bool, quiet: bool
+) -> _Plan:
+    from unmask.stream.jobs import Failed
+
+    found = find_inputs(inputs, kind)
     jobs = assign_targets(found, output)
     if report is not None:
-        check_report(report, jobs)
-    return jobs
+        check_report(report, jobs, overwrite=overwrite)
+    for one in found.unusable:
+        say(f"unmask: {one.problem}")
+    for path in () if quiet else found.passed_over:
+        say(f"{path}: passed over, an output of unmask")
+    unusable = tuple(Failed(one.argument, one.problem, UserError.exit_code) for one in found.unusable)
+    return _Plan(jobs, unusable, report, overwrite, quiet)
 
 
-def _do_all(
-    jobs: Sequence[Job],
-    work: Callable[[Job], T],
-    report: Path | None,
-    *,
-    quiet: bool,
-    stop: Callable[[], bool] = lambda: False,
-) -> "list[T | Failed]":
-    """Work on each job, then write the report; a failure is one line and does not keep the next job from its turn."""
+def _do_all(plan: _Plan, work: Callable[[Job], T], interrupted: Sequence[int]) -> "list[T | Failed]":
+    """Work on each job, then write the report; a failure is one line and does not keep the next job from its turn.
+
+    Returns:
+        What became of the unusable arguments and of each job that was begun.
+
+    Raises:
+        UserError: report or summary cannot be written; the work is done.
+    """
     from unmask.stream.jobs import Failed, write_report
 
-    results: list[T | Failed] = []
-    for job in jobs:
+    results: list[T | Failed] = list(plan.unusable)
+    summary = _Summary(quiet=plan.quiet)
+    for job in plan.jobs:
         try:
             done = work(job)
         except (UnmaskError, OSError) as error:
             results.append(_failed(job, error))
         else:
             results.append(done)
-            if not quiet:
-                print(done.summary(), flush=True)
-        if stop():
+            summary.write(done.summary())
+        if interrupted:
             break
-    if len(jobs) > 1 and not quiet:
-        print(f"{sum(not isinstance(result, Failed) for result in results)} of {len(jobs)} done")
-    if report is not None:
-        write_report(report, results, as_list=len(jobs) > 1)
+    asked_for = len(plan.unusable) + len(plan.jobs)
+    if asked_for > 1:
+        summary.write(f"{sum(not isinstance(result, Failed) for result in results)} of {asked_for} done")
+    if plan.report is not None:
+        write_report(plan.report, results, as_list=asked_for > 1, overwrite=plan.overwrite)
+    summary.close()
     return results
+
+
+class _Summary:
+    """Writes lines to stdout as long as somebody reads them: what they are about is done all the same.
+
+    Args:
+        quiet: write none.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._heard = not quiet
+        self._problem: OSError | None = None
+
+    def write(self, line: str) -> None:
+        if not self._heard:
+            return
+        try:
+            print(shown(line), flush=True)
+        except OSError as error:
+            self._heard = False
+            self._problem = error
+            _leave_stdout()
+
+    def close(self) -> None:
+        """Raises UserError where lines were lost, and not because their reader had enough, as with `| head`."""
+        if self._problem is not None and not isinstance(self._problem, BrokenPipeError):
+            raise UserError(_lost(self._problem)) from self._problem
 
 
 def _failed(job: Job, error: UnmaskError | OSError) -> "Failed":
     from unmask.stream.jobs import Failed
 
-    line = str(error) if isinstance(error, UnmaskError) else f"{job.source}: {error}"
-    say(f"unmask: {line}")
+    if isinstance(error, OSError):
+        error = _as_users(error, str(job.source)) or UnmaskError(f"{job.source}: {error}")
+    say(f"unmask: {error}")
     _show_traceback()
-    return Failed(str(job.source), line, error.exit_code if isinstance(error, UnmaskError) else UnmaskError.exit_code)
+    return Failed(str(job.source), str(error), error.exit_code)
 
 
-def _exit_code(results: "Sequence[VideoDone | PictureDone | Failed]") -> int:
-    """2 where the user can mend a cause, else 1 where a job failed, else 0."""
+def _as_users(error: OSError, about: str) -> UserError | None:
+    """What the user can do about a file that the system refused; None where that is not for the user to mend.
+
+    Args:
+        error: what the system said.
+        about: stands for the file where the system names none.
+    """
+    if error.errno not in _REFUSED | NO_SPACE:
+        return None
+    advice = "free some space" if error.errno in NO_SPACE else "check its name and rights"
+    return UserError(f"{error.filename or about}: refused by the system ({error.strerror}); {advice}")
+
+
+def _exit_code(plan: _Plan, results: "Sequence[VideoDone | PictureDone | Failed]", interrupted: Sequence[int]) -> int:
+    """130 where the user cut the work short, else 2 where the user can mend a cause, 1 where a job failed, or 0."""
     from unmask.stream.jobs import Failed
 
+    begun = results[len(plan.unusable) :]
+    cut_short = any(isinstance(result, Failed) or getattr(result, "cancelled", False) for result in begun)
+    if interrupted and (cut_short or len(begun) < len(plan.jobs)):
+        return STOPPED
     return max((result.exit_code for result in results if isinstance(result, Failed)), default=0)
 
 
@@ -310,12 +411,42 @@ def _show_traceback() -> None:
         traceback.print_exc()
 
 
+def _lost(error: OSError) -> str:
+    return f"stdout cannot be written to ({error.strerror}), so lines are lost; free some space, or send it elsewhere"
+
+
+def _leave_stdout() -> None:
+    """Drop what stdout still holds and what follows: the end of the program would try to write it again."""
+    with suppress(OSError):  # a stdout that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stdout_problem() -> OSError | None:
+    """Why stdout does not take what was printed; None where it does, or was closed from the start."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _leave_stdout()
+        return error
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` default to those of the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names are printed that it cannot code
+    code = _run(arguments)
+    problem = _stdout_problem()
+    return code if problem is None else code or _lost_lines(problem)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(app(args=arguments, prog_name="unmask", standalone_mode=False) or 0)
     except _UsageError as error:
-        say(f"unmask: {' '.join(error.format_message().split())}")
+        if line := " ".join(error.format_message().split()):  # none where help was shown instead
+            say(f"unmask: {line}")
         return UserError.exit_code
     except UnmaskError as error:
         say(f"unmask: {error}")
@@ -324,13 +455,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         say("unmask: stopped")
         return STOPPED
-    except BrokenPipeError:  # the reader of stdout has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UnmaskError.exit_code
+    except BrokenPipeError as error:
+        _leave_stdout()
+        return _lost_lines(error)
     except Exception as error:
-        say(f"unmask: a fault in unmask itself: {type(error).__name__}: {error} (UNMASK_DEBUG=1 shows where)")
-        _show_traceback()
+        problem = _stdout_problem()
+        return _fault(error) if problem is None else _lost_lines(problem)
+
+
+def _lost_lines(problem: OSError) -> int:
+    if isinstance(problem, BrokenPipeError):  # the reader of stdout has gone, as with `| head`
         return UnmaskError.exit_code
+    say(f"unmask: {_lost(problem)}")
+    return UserError.exit_code
+
+
+def _fault(error: Exception) -> int:
+    """Say what nobody foresaw, and return the exit code."""
+    problem = _as_users(error, "stdout or a file") if isinstance(error, OSError) else None
+    what = f"{type(error).__name__}: {error}"
+    say(f"unmask: {problem or f'a fault in unmask itself: {what} (UNMASK_DEBUG=1 shows where)'}")
+    _show_traceback()
+    return (problem or UnmaskError()).exit_code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -237,7 +238,8 @@ def live(
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:
-        check_report(report, [Job(Path(source), Path(source))] if source and Path(source).is_file() else [])
+        jobs = [Job(Path(source), Path(source))] if source and Path(source).is_file() else []
+        check_report(report, jobs, overwrite=True)  # `unmask bench` has one name for the reports of all its runs
     feed = make_feed(settings)
     makers = [
         *_windows(window),
@@ -259,10 +261,10 @@ def live(
             say(f"unmask: {error}")
             raise typer.Exit(STOPPED) from error
     display.clear()
+    if report is not None:  # first, as nobody may read the line any more
+        write_report(report, [done], as_list=False, overwrite=True)
     if not quiet:
         print(done.summary(), flush=True)
-    if report is not None:
-        write_report(report, [done], as_list=False)
 
 
 def _need(option: str, *modules: str) -> None:
@@ -345,7 +347,7 @@ class _Display:
         line = f"{figures.seconds:.0f} s: {figures.line()}"
         if self._terminal:
             # The cursor goes back, so that whatever is said next takes the place of the figures.
-            print(f"\x1b[K{line}\r", end="", file=sys.stderr, flush=True)
+            _draw(f"\x1b[K{line}\r")
             self._shown = True
         elif figures.frames > self._frames:  # a log is not to fill up while the source is away
             say(line)
@@ -354,5 +356,10 @@ class _Display:
     def clear(self) -> None:
         """Take the figures off the terminal."""
         if self._shown:
-            print("\x1b[K", end="", file=sys.stderr, flush=True)
+            _draw("\x1b[K")
             self._shown = False
+
+
+def _draw(text: str) -> None:
+    with suppress(OSError):  # a terminal that was closed shows nothing more; the recording is still to be finished
+        print(text, end="", file=sys.stderr, flush=True)

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from unmask.stream.naming import Job
+from unmask.stream.naming import Job, shown
 
 LINE_EVERY_SECONDS: Final = 5.0
 """How often a line is written where there is no terminal."""
@@ -75,12 +75,13 @@ class Bar:
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.fields[fps]:.1f} fps"),
+            TextColumn("{task.completed}{task.fields[of]} {task.fields[fps]:.1f} fps"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task(self._name, total=expected_frames, fps=0.0)
+        of = f"/{expected_frames}" if expected_frames else ""
+        self._task = self._bar.add_task(self._name, total=expected_frames, fps=0.0, of=of)
         self._began = time.monotonic()
         self._bar.start()
 
@@ -126,14 +127,17 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _named(job: Job, doing: str) -> str:
-    return f"{job.source.name}, {doing}" if doing else job.source.name
+    name = shown(job.source.name)
+    return f"{name}, {doing}" if doing else name
 
 
 def _about(name: str, line: str) -> str:
     """The line with the name of the file that it is about in front."""
+    line = shown(line)
     return line if not name or line.startswith(name) else f"{name}: {line}"
 
 
 def say(line: str) -> None:
     """Write one line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that was closed hears nothing more; what is under way goes on
+        print(shown(line), file=sys.stderr, flush=True)
