@@ -183,9 +183,10 @@ def _socket_folder() -> "tempfile.TemporaryDirectory[str]":
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Processes started in here never see the terminal's Ctrl-C: what it means is for the parent to decide."""
+    """Processes started in here never see the terminal's Ctrl-C, nor that it was closed: what that means is for the
+    parent to decide."""
     resource_tracker.ensure_running()  # it comes with the first process, and its start unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

@@ -111,8 +111,8 @@ class VideoDone:
         """One line for the user."""
         late = self.details.get("inpaint", {}).get("too_late", 0)
         return (
-            f"{self.input} -> {self.output}: {_count(self.frames, 'frame')} at {self.fps:.1f} fps, "
-            f"{_count(self.faces, 'face')}, {_count(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}"
+            f"{self.input} -> {self.output}: {counted(self.frames, 'frame')} at {self.fps:.1f} fps, "
+            f"{counted(self.faces, 'face')}, {counted(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}"
             f"{told_left(self.masks_left)}, "
             f"{self.encoder}, {self.engine}"
             + (f"; {late} on faces that are bare later: --look-ahead shows those as they are then" if late else "")
@@ -166,8 +166,8 @@ class PictureDone:
 
     def summary(self) -> str:
         """One line for the user."""
-        line = f"{self.input} -> {self.output}: {_count(len(self.faces), 'face')}, "
-        line += f"{_count(self.masks_removed, 'mask')} removed{told_left(self.masks_left)}"
+        line = f"{self.input} -> {self.output}: {counted(len(self.faces), 'face')}, "
+        line += f"{counted(self.masks_removed, 'mask')} removed{told_left(self.masks_left)}"
         return line + "".join(f"; {notice}" for notice in self.notices)
 
 
@@ -181,7 +181,8 @@ def told_left(masks_left: int) -> str:
     return f", {masks_left} left (seem to be worn, and were not found well enough)" if masks_left else ""
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words: "1 frame", "2 frames"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -136,7 +136,7 @@ def live(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a recording that exists.", rich_help_panel=_OUTPUTS)
+        bool, typer.Option("--overwrite", help="Replace a recording or report that exists.", rich_help_panel=_OUTPUTS)
     ] = False,
     push: Annotated[
         list[str] | None,
@@ -239,7 +239,7 @@ def live(
     _check_loop(settings.source, loop=loop)
     if report is not None:
         jobs = [Job(Path(source), Path(source))] if source and Path(source).is_file() else []
-        check_report(report, jobs, overwrite=True)  # `unmask bench` has one name for the reports of all its runs
+        check_report(report, jobs, overwrite=overwrite)
     feed = make_feed(settings)
     makers = [
         *_windows(window),
@@ -262,7 +262,7 @@ def live(
             raise typer.Exit(STOPPED) from error
     display.clear()
     if report is not None:  # first, as nobody may read the line any more
-        write_report(report, [done], as_list=False, overwrite=True)
+        write_report(report, [done], as_list=False, overwrite=overwrite)
     if not quiet:
         print(done.summary(), flush=True)
 

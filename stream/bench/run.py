@@ -189,7 +189,8 @@ def _command(case: Case, clip: Path, folder: Path, where: Sequence[str]) -> list
         options += ["--codec", case.codec] if case.codec else []
         return [*python, "unmask.cli", "video", str(clip), "-o", output, "--report", report, *options]
     if case.kind == "live":
-        return [*python, "unmask.cli", "live", str(clip), "--latency", "--quiet", "--report", report, *where]
+        again = ["--report", report, "--overwrite"]
+        return [*python, "unmask.cli", "live", str(clip), "--latency", "--quiet", *again, *where]
     if case.kind in ("floor", "direct"):
         return [sys.executable, "-c", _INSIDE, case.kind, str(clip), output, report, where[1], where[3]]
     return [*python, "unmask.stream.bench.baselines", case.kind, str(clip), report]
