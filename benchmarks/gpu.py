@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [--device cuda:0|cpu] [--report benchmarks/results/NAME.json] [--repeats 200]
 
-Without a GPU it runs as far as it can, and says what it left out and why.
+Without a GPU it runs as far as it can, and says what it left out and why. What fails does not keep the rest from being
+measured; the report is written anew after each measurement, with the reason in place of figures that there are none of.
 
 Networks: milliseconds for 1, 2, 4 and 8 faces, from arrays in the processor's memory to arrays there, copies included,
 in PyTorch (float32, half precision, torch.compile, a CUDA graph), Torch-TensorRT, TensorRT and OpenVINO; build time;
@@ -18,6 +19,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import shlex
 import sys
@@ -42,18 +44,36 @@ def has(*modules: str) -> bool:
     return all(importlib.util.find_spec(module) for module in modules)
 
 
-if not has("openvino"):
-    # `unmask.models.engine` names OpenVINO's types; TensorRT alone needs none of them.
-    nothing = types.ModuleType("unmask.models.vino")
-    nothing.openvino = types.SimpleNamespace(Core=object, Model=object, CompiledModel=object)  # type: ignore[attr-defined]
-    sys.modules["unmask.models.vino"] = nothing
+class Nothing(types.ModuleType):
+    """Stands in for a module of which only types are named: each name is there."""
 
-from unmask.errors import UnmaskError  # noqa: E402
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+if not has("openvino"):
+    # `unmask.models.engine` and what it imports name OpenVINO's types; TensorRT alone needs none of them.
+    vino = types.ModuleType("unmask.models.vino")
+    vino.openvino = Nothing("openvino")  # type: ignore[attr-defined]
+    sys.modules["unmask.models.vino"] = vino
+
 from unmask.models.engine import NETWORKS, Engine, NetworkName, weights_file  # noqa: E402
 
 
 class Skip(Exception):  # noqa: N818 - not an error
     """Something cannot be measured here; the message says why."""
+
+
+def attempt(measure: Callable[[], Figures]) -> Figures:
+    """What was measured, or why it was not: one fault must not take along what an hour on a GPU has brought."""
+    try:
+        return measure()
+    except Skip as reason:
+        return {"skipped": str(reason)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"}
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -224,16 +244,14 @@ def measure_networks(device: str, known: dict[str, U8], repeats: int) -> Iterato
     """Every engine with every network; what cannot run gives its reason."""
     for name, make in engines():
         for network in NETWORKS:
-            began = time.perf_counter()
-            try:
+
+            def figures(network: NetworkName = network, make: Callable[..., Engine] = make) -> Figures:
+                began = time.perf_counter()
                 engine = make(network, device)
-                figures = {"build_seconds": round(time.perf_counter() - began, 2)}
-                figures |= measure_network(engine, network, known, repeats)
-            except Skip as reason:
-                figures = {"skipped": str(reason)}
-            except (UnmaskError, RuntimeError, ImportError, OSError) as error:
-                figures = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-            yield f"{network}, {name}", figures
+                built = {"build_seconds": round(time.perf_counter() - began, 2)}
+                return built | measure_network(engine, network, known, repeats)
+
+            yield f"{network}, {name}", attempt(figures)
 
 
 # --- frames and pipeline ----------------------------------------------------------------------------------------------
@@ -293,19 +311,20 @@ def measure_pipeline(device: str, frames: int) -> Iterator[tuple[str, Figures]]:
         source = with_tensors(probe(clip), device)
         options = EncodeOptions(gpu=device != "cpu")
         for name in ("up to the encoder", "with the encoder"):
-            stages = build(source, Path(folder) / "out.mp4", Settings(device), options)
-            stages = (*stages[:-1], Nowhere()) if name == "up to the encoder" else stages
-            notices: list[str] = []
-            report = run(stages, source.layout, on_notice=notices.append)
-            yield (
-                name,
-                {
+
+            def figures(name: str = name) -> Figures:
+                stages = build(source, Path(folder) / "out.mp4", Settings(device), options)
+                stages = (*stages[:-1], Nowhere()) if name == "up to the encoder" else stages
+                notices: list[str] = []
+                report = run(stages, source.layout, on_notice=notices.append)
+                return {
                     "fps": round(report.frames / (report.wall_seconds - report.open_seconds), 2),
                     "stages_ms": {stage: round(timing.mean_ms, 3) for stage, timing in report.stages.items()},
                     "summaries": report.summaries,
                     "notices": notices,
-                },
-            )
+                }
+
+            yield name, attempt(figures)
 
 
 # --- one command ------------------------------------------------------------------------------------------------------
@@ -320,13 +339,17 @@ def about(device: str) -> Figures:
                 versions[module] = str(importlib.import_module(module).__version__)
             except (ImportError, OSError, RuntimeError) as error:
                 versions[module] = f"cannot be imported: {(str(error).splitlines() or [''])[0]}"
-    gpu = "none"
-    if device != "cpu":
-        from unmask.models.engines.device import open_device
+    gpu = {"gpu": "none"} if device == "cpu" else attempt(lambda: use(device))
+    return gpu | {"system": platform.platform(), "versions": versions}
 
-        opened = open_device(int(device.partition(":")[2] or 0))
-        gpu = f"{opened.name}, compute capability {opened.capability}"
-    return {"gpu": gpu, "system": platform.platform(), "versions": versions}
+
+def use(device: str) -> Figures:
+    """Make a GPU the current one, which some of PyTorch's calls mean, and tell its name."""
+    from unmask.models.engines.device import open_device
+
+    opened = open_device(int(device.partition(":")[2] or 0))
+    opened.activate()
+    return {"gpu": f"{opened.name}, compute capability {opened.capability}"}
 
 
 def usual_device() -> str:
@@ -339,26 +362,64 @@ def usual_device() -> str:
     return "cpu" if problem else "cuda:0"
 
 
-def run_all(arguments: argparse.Namespace) -> Figures:
-    """All measurements, printed as they come."""
+class Report:
+    """All figures, printed and written down as they come.
+
+    Args:
+        file: where to; None to print them only.
+        found: what is known at the beginning.
+    """
+
+    def __init__(self, file: Path | None, **found: Any) -> None:
+        self._file = file
+        self._found: Figures = found
+
+    def add(self, part: str, figures: Figures, case: str = "") -> None:
+        """Note the figures of a part, or of one case of it."""
+        if case:
+            self._found.setdefault(part, {})[case] = figures
+        else:
+            self._found[part] = figures
+        print(f"{part}{case and f', {case}'}: {json.dumps(figures, default=str)}", flush=True)
+        self._write()
+
+    def add_all(self, part: str, cases: Callable[[], Iterator[tuple[str, Figures]]]) -> None:
+        """Note the figures of each case of a part, and what goes wrong between them."""
+
+        def measure() -> Figures:
+            for case, figures in cases():
+                self.add(part, figures, case)
+            return {}
+
+        if trouble := attempt(measure):
+            self.add(part, trouble, "the rest")
+
+    def _write(self) -> None:
+        """In one step: whoever ends this command finds the report before the last figures, or with them, whole."""
+        if self._file is None:
+            return
+        draft = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        try:
+            draft.write_text(json.dumps(self._found, indent=2, default=str) + "\n")
+            draft.replace(self._file)
+        except OSError as error:
+            print(f"{self._file} cannot be written: {error.strerror}", flush=True)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """All measurements."""
     device = arguments.device or usual_device()
-    found: Figures = {"command": shlex.join(sys.argv), "device": device, "machine": about(device)}
-    print(json.dumps(found["machine"]))
-    found["networks"] = {}
-    for name, figures in measure_networks(device, reference(arguments.reference), arguments.repeats):
-        found["networks"][name] = figures
-        print(f"{name}: {json.dumps(figures)}", flush=True)
-    if not has("torch", "cv2", "av", "openvino"):
-        found["frames"] = found["pipeline"] = {"skipped": "torch, cv2, av and openvino are not all installed"}
-        return found
-    found["frames"] = measure_frames(device, arguments.repeats)
-    print(f"1080p frames: {json.dumps(found['frames'])}", flush=True)
-    found["pipeline"] = {}
-    for name, figures in measure_pipeline(device, arguments.frames):
-        found["pipeline"][name] = figures
-        print(f"1080p, one face, {name}: {figures['fps']} fps, {json.dumps(figures['stages_ms'])}", flush=True)
-        print("\n".join(figures["notices"]))
-    return found
+    device = "cuda:0" if device == "cuda" else device
+    report = Report(arguments.report, command=shlex.join(sys.argv), device=device)
+    report.add("machine", about(device))
+    repeats = arguments.repeats
+    report.add_all("networks", lambda: measure_networks(device, reference(arguments.reference), repeats))
+    if has("torch", "cv2", "av", "openvino"):
+        report.add("frames", attempt(lambda: measure_frames(device, repeats)))
+        report.add_all("pipeline", lambda: measure_pipeline(device, arguments.frames))
+        return
+    for part in ("frames", "pipeline"):
+        report.add(part, {"skipped": "torch, cv2, av and openvino are not all installed"})
 
 
 def main() -> None:
@@ -371,9 +432,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.report is not None:
         arguments.report.parent.mkdir(parents=True, exist_ok=True)
-    found = run_all(arguments)
-    if arguments.report is not None:
-        arguments.report.write_text(json.dumps(found, indent=2) + "\n")
+    run_all(arguments)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ that all others are checked against. Those for GPUs are in `unmask.models.engine
 import importlib.util
 import os
 import platform
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -18,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unmask.errors import EngineError, UserError
+from unmask.errors import EngineError, UnmaskError, UserError
 from unmask.models.integers import known_ranges, use_integers
 from unmask.models.processors import usable_processors
 from unmask.models.vino import openvino
@@ -379,10 +381,12 @@ def load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], Non
     if choice.person and network == "inpainter":
         from unmask.models.person import load_personal  # only who asks for one needs it
 
-        return load_personal(Path(choice.person), choice, notice)
+        with as_engine_error(), _alone_on_gpu(choice.device):
+            return load_personal(Path(choice.person), choice, notice)
     for candidate, following in zip((choice, *choice.otherwise), (*choice.otherwise, None), strict=True):
         try:
-            return _load(network, replace(candidate, threads=choice.threads), notice)
+            with as_engine_error(), _alone_on_gpu(candidate.device):
+                return _load(network, replace(candidate, threads=choice.threads), notice)
         except EngineError as error:
             if following is None:
                 raise EngineError(f"{candidate.engine} cannot run the {network}: {error}") from error
@@ -394,7 +398,43 @@ def _load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], No
     if choice.engine == "openvino":
         return OpenVinoEngine(network, choice.threads)
     if choice.engine == "torch":
-        return TorchEngine(network, choice.device)
+        return TorchEngine(network, choice.device) if choice.device == "cpu" else _torch_on_gpu(network, choice.device)
     from unmask.models.engines.prepare import compiler_for, prepare
 
     return prepare(network, compiler_for(choice.engine, choice.device), notice)
+
+
+def _torch_on_gpu(network: NetworkName, device: str) -> Engine:
+    """PyTorch on a GPU, tried: what it has no kernels for on this GPU, or no memory, shows in the first call only."""
+    from unmask.models.engines import parity
+
+    engine = TorchEngine(network, device)
+    parity.check(network, engine, 1)
+    return engine
+
+
+@contextmanager
+def as_engine_error() -> Iterator[None]:
+    """What compilers, drivers and PyTorch raise may be anything; the next engine must get its turn all the same."""
+    try:
+        yield
+    except UnmaskError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise EngineError(f"{type(error).__name__}: {reason}") from error
+
+
+_LOADING_ON_GPU: Final = threading.Lock()
+"""Held while a network is loaded on a GPU. The stages open in threads, at the same time, and may not do that at once:
+before PyTorch records a CUDA graph it synchronises the whole device, which spoils what another thread is recording, in
+every mode of recording; and compilers choose among kernels by timing them.
+
+Stages in processes of their own need no lock: a recording belongs to one process and hears nothing of another's calls.
+There two compilers can only disturb each other's timing, which costs speed, and no run that follows `unmask compile`.
+"""
+
+
+def _alone_on_gpu(device: str) -> AbstractContextManager[object]:
+    """Let no other thread load a network on a GPU meanwhile; on the processor, any number may be loaded at once."""
+    return nullcontext() if device == "cpu" else _LOADING_ON_GPU

@@ -4,13 +4,14 @@ A picture is one tensor, (3 * H / 2, W) uint8: the luma, and under it the chroma
 so, and NVENC takes them so, with the chroma right behind the luma. Everything here also works on tensors of the
 processor, where the tests run it; on a GPU it has never run.
 
-PyAV's CUDA frames and PyTorch share the primary context of a device and its default stream, in which copies and kernels
+PyAV is given PyTorch's context of a GPU (`use_gpu`), and both use its default stream, in which copies and kernels
 follow each other; what leaves that order (decoder, encoder) is waited for.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,23 @@ from torch.utils.dlpack import from_dlpack
 
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import MediaInfo, Orientation
+
+if TYPE_CHECKING:
+    from av.video.frame import CudaContext
+
+
+def use_gpu(device: str) -> None:
+    """Make a GPU the current one of the calling thread, and PyTorch's context on it the current context.
+
+    FFmpeg is told to take the current context: by itself it wants the same one, the primary one, but with flags of its
+    own, and refuses it where PyTorch has opened it before. And PyTorch gives tensors of the current GPU only to others.
+
+    Args:
+        device: PyTorch's name of it. For the processor, or where PyTorch finds no GPU, nothing is done.
+    """
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(device)
+        torch.cuda.current_stream(device).synchronize()  # only work is sure to make it the current context
 
 
 def layout_problem(layout: Layout) -> str | None:
@@ -66,6 +84,7 @@ class Mover:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._on_gpu = torch.device(layout.tensors).type == "cuda"
+        use_gpu(layout.tensors)
         # Pinned memory is what a GPU reads and writes by itself, at the full speed of the bus.
         self._host = torch.empty(layout.frame_bytes, dtype=torch.uint8, pin_memory=self._on_gpu)
 
@@ -87,7 +106,9 @@ class Mover:
         if picture.sw_format is None or picture.sw_format.name != "nv12":
             given = picture.sw_format.name if picture.sw_format else picture.format.name
             raise NotImplementedError(f"pictures come as {given}, not as nv12")
-        luma, chroma = (from_dlpack(plane) for plane in picture.planes)
+        self._follow_decoder()
+        # Of a plane itself PyTorch asks that its stream be waited for, which PyAV refuses; a capsule asks nothing.
+        luma, chroma = (from_dlpack(plane.__dlpack__()) for plane in picture.planes)
         fill_upright(frame, luma, chroma, orientation)
         self.wait()  # the decoder may use the picture's memory again
 
@@ -106,6 +127,14 @@ class Mover:
         self.wait()
         return video_frame(picture)
 
+    def _follow_decoder(self) -> None:
+        """See that what is queued from here on comes after what FFmpeg has queued: that goes to the default stream, as
+        PyTorch's work does, unless this thread was given another stream."""
+        if self._on_gpu:
+            default = torch.cuda.default_stream(self._layout.tensors)
+            if torch.cuda.current_stream(self._layout.tensors) != default:
+                default.synchronize()
+
     def wait(self) -> None:
         """Wait until everything queued for the frames of this layout is done."""
         if self._on_gpu:
@@ -113,9 +142,22 @@ class Mover:
 
 
 def video_frame(nv12: Tensor) -> VideoFrame:
-    """A picture, (3 * H / 2, W) uint8, as PyAV's frame, on the same device and without a copy; it keeps the memory."""
+    """A picture, (3 * H / 2, W) uint8, as PyAV's frame, on the same device and without a copy; it keeps the memory.
+
+    On a GPU, that must be the current one of the calling thread (`use_gpu`).
+    """
     height = nv12.shape[0] * 2 // 3
-    return VideoFrame.from_dlpack((nv12[:height], nv12[height:]), format="nv12")
+    context = _context(nv12.device.index) if nv12.is_cuda else None
+    return VideoFrame.from_dlpack((nv12[:height], nv12[height:]), format="nv12", cuda_context=context)
+
+
+@cache
+def _context(number: int) -> "CudaContext":
+    """PyTorch's context on a GPU as PyAV knows it. One for all frames: for each frame that comes without, PyAV would
+    open CUDA once more."""
+    from av.video.frame import CudaContext  # an older PyAV has none
+
+    return CudaContext(number, primary_ctx=False, current_ctx=True)
 
 
 def fill_upright(frame: Frame, luma: Tensor, chroma: Tensor, orientation: Orientation) -> None:

@@ -16,7 +16,10 @@ from av.video.frame import VideoFrame
 
 from unmask.stream.encoders import Choice, VideoSettings, configure
 
-_REFUSALS: Final = (av.FFmpegError, NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError)
+_REFUSALS: Final = (
+    *(av.FFmpegError, NotImplementedError, RuntimeError, ValueError, TypeError),
+    *(AttributeError, ImportError, BufferError),
+)
 """What PyAV, FFmpeg and PyTorch raise where something is missing, an older PyAV without an argument included."""
 
 
@@ -31,7 +34,8 @@ def open_on_gpu(path: Path, number: int, *, owned: bool = False) -> InputContain
     Raises:
         av.FFmpegError: there is no GPU or no driver.
     """
-    hardware = HWAccel("cuda", device=str(number), allow_software_fallback=False, is_hw_owned=owned)
+    options = _shared_context(number) if owned else None
+    hardware = HWAccel("cuda", str(number), allow_software_fallback=False, options=options, is_hw_owned=owned)
     return av.open(f"file:{path}", metadata_errors="surrogateescape", hwaccel=hardware)
 
 
@@ -65,8 +69,23 @@ def nvdec_problem(
 
 
 def encoder_hardware(number: int) -> HWAccel:
-    """For encoders: pictures come in the memory of GPU `number`, in the context that PyTorch uses too."""
-    return HWAccel("cuda", device=str(number), is_hw_owned=True)
+    """For encoders: pictures come in the memory of GPU `number`, in the context that PyTorch uses too.
+
+    The encoder is to be opened in the calling thread.
+    """
+    return HWAccel("cuda", str(number), options=_shared_context(number), is_hw_owned=True)
+
+
+def _shared_context(number: int) -> dict[str, object]:
+    """What tells FFmpeg to use PyTorch's context of GPU `number`, which is made the current one of the calling thread.
+
+    PyAV would ask for the primary context, which is the same one; but FFmpeg takes that only with flags of its own, and
+    refuses it where PyTorch was there first, as it is in every run: the frames' tensors come before the stages open.
+    """
+    from unmask.stream.nv12 import use_gpu  # who wants pictures in the GPU's memory has PyTorch
+
+    use_gpu(f"cuda:{number}")
+    return {"primary_ctx": "0", "current_ctx": "1"}
 
 
 def nvenc_problem(

@@ -1,21 +1,27 @@
 """The benchmarks measure what they say, on clips with as many masked faces as they say."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from fake_tensorrt import FakeDevice
 from typer.testing import CliRunner
 
 from unmask.bench_cli import table
 from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
+from unmask.models.engines import device
 from unmask.stream.bench import inside, run
 from unmask.stream.bench.clip import write_clip
 from unmask.stream.bench.figures import (
@@ -259,3 +265,99 @@ def test_known_sleeps_give_known_percentiles() -> None:
     ordered = durations["sleeper"].percentiles_ms()
     assert ordered[50] == pytest.approx(timing.p50_ms, abs=0.001)
     assert ordered[100] >= ordered[95] >= 20.0
+
+
+# --- benchmarks/gpu.py ------------------------------------------------------------------------------------------------
+
+GPU_SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture
+def gpu_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_gpu", GPU_SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gpu_script_runs_where_tensorrt_alone_is_installed(tmp_path: Path) -> None:
+    """Not that it is: it is what the others' absence leaves to be measured."""
+    np.savez(tmp_path / "crops.npz", nothing=np.zeros(1, np.uint8))
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:];"
+        "sys.modules.update(dict.fromkeys(['openvino', 'torch', 'cv2', 'av']));"  # None: cannot be found or imported
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    options = ["--device", "cpu", "--reference", str(tmp_path / "crops.npz"), "--report", str(tmp_path / "report.json")]
+    command = [sys.executable, "-c", code, str(GPU_SCRIPT), *options]
+    subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [name.partition(", ")[2] for name in found["networks"]] == ["Torch-TensorRT"] * 2 + ["TensorRT"] * 2 + [
+        "OpenVINO"
+    ] * 2
+    assert all(list(figures) == ["skipped"] for figures in found["networks"].values())
+
+
+def gpu_run(script: ModuleType, report: Path, on: str = "cpu") -> dict[str, Any]:
+    script.run_all(Namespace(device=on, report=report, reference=None, repeats=1, frames=2))
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def test_one_fault_does_not_lose_the_other_figures_of_a_gpu(
+    gpu_script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("what nobody thought of\nand more")
+
+    def pipeline(*_: object) -> Iterator[tuple[str, dict[str, float]]]:
+        yield "up to the encoder", {"fps": 1.0}
+        broken()
+
+    monkeypatch.setattr(gpu_script, "reference", lambda file: {})
+    monkeypatch.setattr(gpu_script, "engines", lambda: iter([("broken", broken), ("whole", lambda *_: None)]))
+    monkeypatch.setattr(gpu_script, "measure_network", lambda *_: {"1": {"p50_ms": 1.0}})
+    monkeypatch.setattr(gpu_script, "measure_frames", broken)
+    monkeypatch.setattr(gpu_script, "measure_pipeline", pipeline)
+    found = gpu_run(gpu_script, tmp_path / "report.json")
+    failed = {"failed": r"KeyError: 'what nobody thought of\nand more'"}
+    assert found["networks"]["inpainter, broken"] == failed
+    assert found["networks"]["inpainter, whole"]["1"] == {"p50_ms": 1.0}
+    assert found["frames"] == failed
+    assert found["pipeline"] == {"up to the encoder": {"fps": 1.0}, "the rest": failed}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_what_was_measured_on_a_gpu_is_written_at_once(
+    gpu_script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def networks(*_: object) -> Iterator[tuple[str, dict[str, float]]]:
+        yield "segmenter, TensorRT", {"1": 0.5}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_script, "reference", lambda file: {})
+    monkeypatch.setattr(gpu_script, "measure_networks", networks)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_run(gpu_script, tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["networks"] == {"segmenter, TensorRT": {"1": 0.5}}
+
+
+def test_the_gpu_that_is_measured_is_the_current_one(
+    gpu_script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's streams and graphs are those of the current GPU, whatever the tensors lie on."""
+    gpu, numbers = FakeDevice(), []
+
+    def networks(*_: object) -> Iterator[tuple[str, dict[str, bool]]]:
+        yield "current", {"there": gpu.calls == ["activate"]}
+
+    monkeypatch.setattr(device, "open_device", lambda number: numbers.append(number) or gpu)
+    monkeypatch.setattr(gpu_script, "reference", lambda file: {})
+    monkeypatch.setattr(gpu_script, "measure_networks", networks)
+    monkeypatch.setattr(gpu_script, "has", lambda *_: False)
+    found = gpu_run(gpu_script, tmp_path / "report.json", "cuda:1")
+    assert numbers == [1]
+    assert found["machine"]["gpu"] == "Fake GPU, compute capability 9.0"
+    assert found["networks"] == {"current": {"there": True}}

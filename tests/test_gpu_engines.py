@@ -4,7 +4,12 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +21,17 @@ from fake_tensorrt import FakeDevice, fake_tensorrt
 from unmask import cli
 from unmask.errors import EngineError, UserError
 from unmask.models import engine
-from unmask.models.engine import NETWORKS, U8, Engine, EngineChoice, NetworkName, OpenVinoEngine, choose, load
+from unmask.models.engine import (
+    NETWORKS,
+    U8,
+    Engine,
+    EngineChoice,
+    NetworkName,
+    OpenVinoEngine,
+    TorchEngine,
+    choose,
+    load,
+)
 from unmask.models.engines import cache, parity, prepare
 from unmask.models.engines.build import build_plan
 from unmask.models.engines.cache import EngineKey, StoredEngine
@@ -257,6 +272,92 @@ def test_whatever_a_compiler_raises_the_next_engine_gets_its_turn(
     monkeypatch.setattr(prepare, "compiler_for", lambda *_: Broken())
     with pytest.raises(EngineError, match=r"segmenter: RuntimeError: CUDA error: out of memory$"):
         load("segmenter", EngineChoice("torch-tensorrt", "cuda:0"))
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "torch-tensorrt", "torch"])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: out of memory"), AttributeError("no such thing")])
+def test_a_gpu_that_cannot_be_opened_leaves_the_next_engine_its_turn(
+    name: engine.EngineName, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.0.0"))
+    monkeypatch.setattr(prepare, "open_device", fail)
+    monkeypatch.setattr(prepare, "TorchTensorRtCompiler", fail)
+    monkeypatch.setattr(engine, "TorchEngine", fail)
+    lines: list[str] = []
+    loaded = load("segmenter", EngineChoice(name, "cuda:0", otherwise=(EngineChoice("openvino", "cpu"),)), lines.append)
+    assert isinstance(loaded, OpenVinoEngine)
+    assert lines == [f"{name} not used for the segmenter: {type(error).__name__}: {error}; openvino is used"]
+
+
+def test_pytorch_on_a_gpu_has_to_run_once_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it has no kernels for a GPU shows in the first call only."""
+
+    class Unsupported(TorchEngine):
+        def __init__(self, network: NetworkName, device: str = "cpu") -> None:
+            super().__init__(network)
+
+        def __call__(self, *inputs: U8) -> U8:
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(engine, "TorchEngine", Unsupported)
+    lines: list[str] = []
+    last = EngineChoice("openvino", "cpu")
+    assert isinstance(
+        load("segmenter", EngineChoice("torch", "cuda:0", otherwise=(last,)), lines.append), OpenVinoEngine
+    )
+    assert lines == [
+        "torch not used for the segmenter: RuntimeError: CUDA error: no kernel image is available for execution on the "
+        "device; openvino is used"
+    ]
+    assert isinstance(load("segmenter", EngineChoice("torch", "cpu")), Unsupported)  # the reference itself
+
+
+def test_networks_are_loaded_on_a_gpu_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch does before it records a graph spoils another thread's recording, and compilers time kernels."""
+    at_work: list[str] = []
+    together: list[tuple[str, ...]] = []
+
+    class Slow(_Compiler):
+        def build(self, network: NetworkName, batch: int) -> bytes:
+            with working(f"{network} is built"):
+                return super().build(network, batch)
+
+        def open(self, built: dict[int, bytes], description: str) -> Engine:
+            with working("opened"):
+                return super().open(built, description)
+
+    @contextmanager
+    def working(what: str) -> Iterator[None]:
+        at_work.append(what)
+        together.append(tuple(at_work))
+        time.sleep(0.02)
+        yield
+        at_work.remove(what)
+
+    monkeypatch.setattr(prepare, "compiler_for", lambda *_: Slow())
+    monkeypatch.setattr(parity, "check", lambda *_: 50.0)
+    threads = [
+        threading.Thread(target=load, args=(network, EngineChoice("tensorrt", "cuda:0"))) for network in NETWORKS
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(together) == len(NETWORKS) * (2 * len(BATCHES) + 1)
+    assert {len(moment) for moment in together} == {1}
+
+
+def test_an_installation_has_the_weights_that_engines_are_checked_against() -> None:
+    """The rest is checked by .ci/wheel: all of this works from a wheel."""
+    pyproject = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())
+    patterns = pyproject["tool"]["setuptools"]["package-data"]["unmask.models.weights"]
+    weights = [path.name for path in engine.weights_file("segmenter.safetensors").parent.iterdir() if path.is_file()]
+    assert "inpainter.safetensors" in weights
+    left_out = [name for name in weights if not any(fnmatch(name, pattern) for pattern in patterns)]
+    assert left_out == ["__init__.py"]
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

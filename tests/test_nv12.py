@@ -2,8 +2,11 @@
 
 import itertools
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from tolerances import CANVAS_MEAN, CANVAS_SHARE
 
 from unmask.models.engine import cuda_problem, has_nvidia_gpu
+from unmask.stream import nv12
 from unmask.stream.bench.clip import write_clip
 from unmask.stream.encoders import Choice, Codec, EncodeOptions, Encoder, VideoSettings
 from unmask.stream.frame import Frame, Layout
@@ -20,8 +24,17 @@ from unmask.stream.jobs import VideoSettings as JobSettings
 from unmask.stream.jobs import unmask_video
 from unmask.stream.media import Orientation, probe
 from unmask.stream.naming import Job
-from unmask.stream.nv12 import Mover, fill_upright, layout_problem, new_picture, planes_of, video_frame, with_tensors
-from unmask.stream.nvcodec import nvdec_problem, nvenc_problem
+from unmask.stream.nv12 import (
+    Mover,
+    fill_upright,
+    layout_problem,
+    new_picture,
+    planes_of,
+    use_gpu,
+    video_frame,
+    with_tensors,
+)
+from unmask.stream.nvcodec import encoder_hardware, nvdec_problem, nvenc_problem, open_on_gpu
 from unmask.stream.pipeline import Settings, build
 from unmask.stream.stages.decode import fill, plane_views
 from unmask.stream.supervisor import Cancel, RunReport, run
@@ -62,6 +75,100 @@ def test_the_encoder_gets_the_same_memory_layout_as_from_ffmpeg() -> None:
     luma, chroma = (torch.from_dlpack(plane) for plane in given.planes)
     assert chroma.data_ptr() - luma.data_ptr() == HEIGHT * WIDTH
     assert luma.stride(0) == chroma.stride(0) == WIDTH
+
+
+class _CudaPlane:
+    """A plane of a CUDA picture with PyAV's signature and refusal (av/video/plane.py), in the processor's memory."""
+
+    def __init__(self, samples: torch.Tensor) -> None:
+        self._samples = samples
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        if stream is not None:
+            raise NotImplementedError("CUDA stream synchronization is not supported. Pass stream=None ...")
+        return self._samples.__dlpack__()
+
+
+def test_pictures_of_nvdec_are_taken_without_a_stream() -> None:
+    frame, coded = frame_of(Layout(WIDTH, HEIGHT, tensors="cpu")), random_picture().reformat(format="nv12")
+    planes = [_CudaPlane(torch.from_dlpack(plane)) for plane in coded.planes]
+    picture: Any = SimpleNamespace(sw_format=SimpleNamespace(name="nv12"), planes=planes)
+    Mover(frame.layout).adopt(frame, picture, Orientation())
+    assert frame.nv12 is not None
+    np.testing.assert_array_equal(frame.nv12.numpy(), coded.to_ndarray())
+
+
+@pytest.fixture
+def cuda_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """PyTorch with GPUs that write down what is asked of them; the current stream is not the default one."""
+    calls: list[str] = []
+
+    def stream(name: str) -> Callable[[object], SimpleNamespace]:
+        return lambda device: SimpleNamespace(synchronize=lambda: calls.append(f"wait for {name} of {device}"))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(f"use {device}"))
+    monkeypatch.setattr(torch.cuda, "current_stream", stream("the current stream"))
+    monkeypatch.setattr(torch.cuda, "default_stream", stream("the default stream"))
+    return calls
+
+
+def test_ffmpeg_takes_the_context_that_pytorch_has_opened(
+    cuda_calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The primary context with flags of its own, PyAV's default, it is refused once PyTorch uses it."""
+    pytorchs = {"primary_ctx": "0", "current_ctx": "1"}
+    of_encoder = encoder_hardware(1)
+    assert (of_encoder.options, of_encoder.device_id, of_encoder.is_hw_owned) == (pytorchs, 1, True)
+    opened: list[Any] = []
+    monkeypatch.setattr(av, "open", lambda *_, hwaccel, **__: opened.append(hwaccel))
+    open_on_gpu(tmp_path / "clip.mp4", 1, owned=True)
+    assert (opened[0].options, opened[0].device_id, opened[0].is_hw_owned) == (pytorchs, 1, True)
+    # It is the context of that GPU that is the current one of this thread.
+    assert cuda_calls == ["use cuda:1", "wait for the current stream of cuda:1"] * 2
+    open_on_gpu(tmp_path / "clip.mp4", 1)  # pictures that are copied may come from a context of their own
+    assert opened[1].options == {}
+    assert len(cuda_calls) == 4
+
+
+def test_pictures_for_nvenc_share_one_context(cuda_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    class Picture(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+        device = SimpleNamespace(index=3)  # type: ignore[assignment]
+
+    monkeypatch.setattr(nv12, "VideoFrame", SimpleNamespace(from_dlpack=lambda *_, **with_: given.append(with_)))
+    for _ in range(2):
+        video_frame(torch.zeros((6, 4), dtype=torch.uint8).as_subclass(Picture))
+    first, second = (with_["cuda_context"] for with_ in given)
+    assert first is second
+    assert (first.device_id, first.primary_ctx, first.current_ctx) == (3, False, True)
+    video_frame(torch.zeros((6, 4), dtype=torch.uint8))
+    assert given[2]["cuda_context"] is None
+
+
+def test_what_the_decoder_queued_is_waited_for_on_another_stream_only(
+    cuda_calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(WIDTH, HEIGHT, tensors="cpu")
+    mover = Mover(layout)
+    monkeypatch.setattr(mover, "_on_gpu", True)
+    mover._follow_decoder()
+    assert cuda_calls == ["wait for the default stream of cpu"]
+    monkeypatch.setattr(torch.cuda, "default_stream", default := lambda device: "the same")
+    monkeypatch.setattr(torch.cuda, "current_stream", default)
+    mover._follow_decoder()
+    assert len(cuda_calls) == 1
+
+
+def test_without_a_gpu_none_is_used() -> None:
+    use_gpu("cpu")
+    if cuda_problem():
+        use_gpu("cuda:0")  # FFmpeg, which is asked next, says why it cannot
 
 
 @pytest.mark.parametrize("turns", list(itertools.product([False, True], repeat=3)))
@@ -174,16 +281,39 @@ def test_nvenc_without_a_driver_says_why_it_takes_no_pictures_of_a_gpu() -> None
     assert nvenc_problem(choice, settings, 0, lambda: picture) == "Operation not permitted"
 
 
-@pytest.mark.gpu
-def test_a_whole_video_on_a_gpu_is_the_video_on_the_processor(clip: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def on_gpu(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunReport, list[str], U8]:
+    """The clip through a GPU, with frames that stay in its memory."""
     if problem := cuda_problem():
         pytest.skip(problem)
+    return through(clip, tmp_path_factory.mktemp("gpu") / "tensors.mp4", "cuda:0", gpu=0)
+
+
+@pytest.mark.gpu
+def test_a_whole_video_on_a_gpu_is_the_video_on_the_processor(
+    clip: Path, tmp_path: Path, on_gpu: tuple[RunReport, list[str], U8]
+) -> None:
     _, _, ours = through(clip, tmp_path / "slots.mp4", "")
-    report, notices, theirs = through(clip, tmp_path / "tensors.mp4", "cuda:0", gpu=0)
+    report, _, theirs = on_gpu
     assert report.frames == FRAMES
-    if nvdec_problem(clip, 0, 0) is None:
-        assert report.summaries["decode"]["decoder"] == "NVDEC on cuda:0"
-    name, place = (report.summaries["encode"][key] for key in ("encoder", "input"))
-    assert (place == "cuda:0") == (not any(line.startswith("frames are copied") for line in notices))
-    assert "nvenc" in name or place == "the processor's memory"
     assert np.abs(ours.astype(int) - theirs).mean() < 2  # another encoder, and half precision
+
+
+@pytest.mark.gpu
+def test_pictures_of_nvdec_stay_on_the_gpu(clip: Path, on_gpu: tuple[RunReport, list[str], U8]) -> None:
+    """Where NVDEC gives pictures to the processor, it must give them to PyTorch too."""
+    report, notices, _ = on_gpu
+    if problem := nvdec_problem(clip, 0, 0):
+        pytest.skip(f"decoded on the {report.summaries['decode']['decoder']}: this machine has no NVDEC ({problem})")
+    assert report.summaries["decode"]["decoder"] == "NVDEC on cuda:0", notices
+
+
+@pytest.mark.gpu
+def test_nvenc_takes_pictures_from_the_gpu(on_gpu: tuple[RunReport, list[str], U8]) -> None:
+    """Where NVENC takes pictures from the processor, it must take PyTorch's too. Some GPUs, as the H200, have none."""
+    report, notices, _ = on_gpu
+    name, place = (report.summaries["encode"][key] for key in ("encoder", "input"))
+    if "nvenc" not in name:
+        pytest.skip(f"encoded by {name}: {next(line for line in notices if line.startswith('encoder'))}")
+    assert place == "cuda:0", notices
+    assert not any(line.startswith("frames are copied") for line in notices)

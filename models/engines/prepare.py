@@ -5,13 +5,12 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any, Final
 
-from unmask.errors import EngineError, UnmaskError
-from unmask.models.engine import Engine, NetworkName, cache_folder, weights_file
+from unmask.errors import EngineError
+from unmask.models.engine import Engine, NetworkName, as_engine_error, cache_folder, weights_file
 from unmask.models.engines import cache, parity
 from unmask.models.engines.build import build_plan
 from unmask.models.engines.device import Device, device_problem, open_device
@@ -106,18 +105,6 @@ class TorchTensorRtCompiler(Compiler):
         return TorchTensorRtEngine(programs, self._device, description)
 
 
-@contextmanager
-def _as_engine_error() -> Iterator[None]:
-    """What compilers and drivers raise may be anything; the next engine must get its turn all the same."""
-    try:
-        yield
-    except UnmaskError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise EngineError(f"{type(error).__name__}: {reason}") from error
-
-
 def problem(engine: str, number: int) -> str | None:
     """Why `engine` ("tensorrt" or "torch-tensorrt") cannot run on GPU `number`; None where it can."""
     module = engine.replace("-", "_")
@@ -145,6 +132,8 @@ def compiler_for(engine: str, device: str) -> Compiler:
 def prepare(network: NetworkName, compiler: Compiler, notice: Notice) -> Engine:
     """The engine of a network for all batch sizes: from the cache, or built, checked and kept.
 
+    No other thread may load a network on a GPU meanwhile; `unmask.models.engine.load` sees to that.
+
     Args:
         network: which.
         compiler: of the GPU that it is to run on.
@@ -158,13 +147,13 @@ def prepare(network: NetworkName, compiler: Compiler, notice: Notice) -> Engine:
     kept = {key: stored for key in keys if (stored := cache.read(key, cache_folder()))}
     complete = kept | _build_missing(compiler, keys, kept, notice)
     try:
-        with _as_engine_error():
+        with as_engine_error():
             return _open(compiler, complete)
     except EngineError:
         if not kept:
             raise
     notice(f"{compiler.title} cannot load what was compiled earlier; it is compiled again")
-    with _as_engine_error():
+    with as_engine_error():
         return _open(compiler, _build_missing(compiler, keys, {}, notice))
 
 
@@ -193,7 +182,7 @@ def _build_missing(compiler: Compiler, keys: Sequence[cache.EngineKey], kept: _S
 
 def _build(key: cache.EngineKey, compiler: Compiler, what: str, notice: Notice) -> cache.StoredEngine:
     network: NetworkName = "segmenter" if key.network == "segmenter" else "inpainter"
-    with _as_engine_error():
+    with as_engine_error():
         data = _patiently(lambda: compiler.build(network, key.batch), f"{compiler.title} compiles {what}", notice)
         stored = cache.StoredEngine(data, parity.check(network, compiler.open({key.batch: data}, ""), key.batch))
     try:
