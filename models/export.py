@@ -1,10 +1,12 @@
 """Writes what ships: safetensors for further training, ONNX for running, both in half precision."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unmask.errors import UserError
 from unmask.models.folding import fold_norms
 from unmask.models.quantise import note_ranges
 from unmask.models.runtime import DetectorRuntime, Runtime, example_inputs, load_runtime
@@ -89,7 +92,7 @@ def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def ship(
     name: str, state: dict[str, Tensor], folder: Path, calibration: Iterable[tuple[U8, ...]] | None = None
 ) -> tuple[Path, Path]:
-    """Write NAME.safetensors and NAME.onnx into a folder.
+    """Write NAME.safetensors and NAME.onnx into a folder, in place of those that are there once both are whole.
 
     Args:
         name: a key of `unmask.models.runtime.RUNTIMES`.
@@ -99,10 +102,24 @@ def ship(
 
     Returns:
         Both paths.
+
+    Raises:
+        UserError: the weights are not of this network.
     """
-    weights, network = folder / f"{name}.safetensors", folder / f"{name}.onnx"
-    save_weights(state, weights)
-    export_onnx(load_runtime(name, weights), network)
-    if calibration is not None:
-        note_ranges(network, calibration, _FIRST.get(name, 1))
-    return weights, network
+    with TemporaryDirectory(prefix=".unmask-export-", dir=folder) as draft:
+        weights, network = Path(draft) / f"{name}.safetensors", Path(draft) / f"{name}.onnx"
+        save_weights(state, weights)
+        export_onnx(_with_weights(name, weights), network)
+        if calibration is not None:
+            note_ranges(network, calibration, _FIRST.get(name, 1))
+        for path in (weights, network):
+            os.replace(path, folder / path.name)
+    return folder / weights.name, folder / network.name
+
+
+def _with_weights(name: str, weights: Path) -> Runtime:
+    try:
+        return load_runtime(name, weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"these are no weights of the {name} ({reason}); give those that a run made of it") from error

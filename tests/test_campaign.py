@@ -1,6 +1,8 @@
 """Overfitting, cross-validation, tuning, comparison and evaluation, through the command line, on drawn faces."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
+from unmask.train.compare import best_of
+from unmask.train.detector import DetectorTrainer
+from unmask.train.inpainter import PaintTrainer
+from unmask.train.landmarker import LandmarkerTrainer
 from unmask.train.registry import trainer_of
+from unmask.train.segmenter import SegmentTrainer
+from unmask.train.unmasker import UnmaskTrainer
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,23 @@ def test_a_segmenter_learns_a_few_pictures_by_heart(data: Path, tmp_path: Path) 
     first, last = (float(output.split(word)[0].split()[-1]) for word in (" at first", " after"))
     assert last < 0.25 * first
     assert list((tmp_path / "run" / "overfit" / "samples").glob("*.jpg"))
+
+
+def test_learning_by_heart_begins_anew_with_other_data(data: Path, tmp_path: Path) -> None:
+    small_recipe("segmenter", data, tmp_path)
+    shutil.copytree(data / "crops", tmp_path / "crops")
+    recipe = write_recipe("segmenter", data, tmp_path)
+    command = ("overfit", recipe, f"crops={tmp_path}/crops", "--pictures", "2", "--steps", "10")
+    for value in (200, 100):
+        np.save(tmp_path / "crops" / "crops.npy", np.full((8, 256, 256, 3), value, np.uint8))
+        with pytest.raises(UnmaskError, match="did not learn"):
+            call(*command)
+    lines = (tmp_path / "run" / "overfit" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 1, "nothing of the run before"
+    call("train", recipe, "phases.0.steps=1", f"out={tmp_path}/mine/overfit")
+    with pytest.raises(UserError, match="is a training run, which would be lost"):
+        call(*command, f"out={tmp_path}/mine")
+    assert (tmp_path / "mine" / "overfit" / "state.pt").exists()
 
 
 def test_a_recipe_is_trained_from_the_command_line(data: Path, tmp_path: Path) -> None:
@@ -138,6 +163,33 @@ def test_runs_are_compared_and_measured(data: Path, tmp_path: Path) -> None:
             assert found["psnr"] == pytest.approx(-10 * np.log10(found["mse"]), abs=1.5)
     with pytest.raises(UserError, match=r"state\.pt is missing|recipe\.json is missing"):
         call("evaluate", "run", tmp_path)
+
+
+def test_the_best_run_is_marked() -> None:
+    better = {"error": 0.03, "accurate": 0.9, "box": 0.2, "giou": 0.8, "sharpness": 1.1, "psnr": 21.0}
+    worse = {"error": 0.3, "accurate": 0.1, "box": 0.4, "giou": 0.6, "sharpness": 1.4, "psnr": 20.0}
+    assert all(best_of(f"validation_{k}", [worse[k], math.nan, better[k]]) == better[k] for k in better)
+    assert math.isnan(best_of("validation_psnr", [math.nan]))
+    for trainer in (PaintTrainer, SegmentTrainer, UnmaskTrainer, DetectorTrainer, LandmarkerTrainer):
+        assert best_of(trainer.figure, [1, 2]) == 2, "of these the higher is better"
+
+
+def test_damaged_files_of_a_run_are_said(data: Path, tmp_path: Path) -> None:
+    trainer_of(small_recipe("segmenter", data, tmp_path / "run", "phases.0.steps=1")).fit()
+    trainer_of(small_recipe("din2020", data, tmp_path / "other", "phases.0.steps=1")).fit()
+    damages = {"recipe.json": b"{bad", "log.jsonl": b"{}\n{", "data.json": b"", "state.pt": b"no checkpoint"}
+    damages |= {"state.pt of another": (tmp_path / "other" / "state.pt").read_bytes()}
+    for name, content in damages.items():
+        file = tmp_path / "run" / name.removesuffix(" of another")
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        command = ["compare", tmp_path / "run", "-o", tmp_path / "x.html"]
+        with pytest.raises(UserError, match=rf"{file.name}' is (damaged|no checkpoint|of another model)"):
+            call(*(command if name == "log.jsonl" else ["evaluate", "run", tmp_path / "run"]))
+        if name == "recipe.json":
+            with pytest.raises(UserError, match="is damaged"):
+                call(*command)
+        file.write_bytes(whole)
 
 
 @pytest.mark.shared

@@ -286,6 +286,76 @@ def test_check_finds_what_is_wrong(faces: Path, portrait: Portrait, tmp_path: Pa
     assert cv2.imread(str(tmp_path / "sheet.jpg")).shape[1] == 12 * 96
 
 
+def test_crops_stay_where_making_them_anew_fails(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "crops"
+    call("data", "crops", faces, "-o", out)
+    before, mapped = contents(out), FaceCrops.open(out)
+    first = mapped.crops[0].copy()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unmask.train.data.largest_face", stopped)
+        CliRunner().invoke(app, ["data", "crops", str(faces), "-o", str(out)])
+    assert contents(out) == before
+    call("data", "crops", faces / "00001", "-o", out)
+    assert FaceCrops.open(out).names == ("00001/b.png",)
+    np.testing.assert_array_equal(mapped.crops[0], first, "who has the old ones open keeps them")
+
+
+def test_pictures_that_cannot_be_read_are_left_out(faces: Path, portrait: Portrait, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(faces, folder)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    result = CliRunner().invoke(app, ["data", "crops", str(folder), "-o", str(tmp_path / "crops")])
+    assert result.exit_code == 0
+    assert "2 crops" in result.stdout
+    assert "1 pictures without a face" in result.stdout
+    assert f"cannot read '{folder}/broken.jpg' as a picture; what cannot be read is left out" in result.stderr
+    cv2.imwrite(str(folder / "masked.png"), portrait.masked[..., ::-1])
+    assert "crops: 1\n" in call("data", "label", folder, "-o", tmp_path / "labels", "--device", "cpu")
+
+
+def test_pictures_that_would_share_a_name_are_refused(faces: Path, tmp_path: Path) -> None:
+    for other in ("a.jpg", "00001_b.png"):
+        folder = tmp_path / other
+        shutil.copytree(faces, folder)
+        shutil.copy(folder / "a.png", folder / other)
+        with pytest.raises(UserError, match="would both be written as"):
+            call("data", "masks", folder, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_where_frames_go_is_kept(video: Path, tmp_path: Path) -> None:
+    command = ("data", "frames", video, "--size", "64", "--fps", "1", "-o")
+    for name in ("clip.wav", "clip-0000.300.png"):
+        (folder := tmp_path / name).mkdir()
+        (folder / name).write_bytes(b"my own")
+        with pytest.raises(UserError, match=f"{name}: exists and is kept; use --overwrite"):
+            call(*command, folder)
+        assert contents(folder) == {name: b"my own"}
+        (folder / "clip-art.png").write_bytes(b"my own")
+        call(*command, folder, "--overwrite")
+        assert (folder / "clip.wav").read_bytes()[:4] == b"RIFF"
+        assert (folder / "clip-art.png").read_bytes() == b"my own"
+        assert all(file.read_bytes() != b"my own" for file in folder.glob("clip-0*.png")), "nothing old is left"
+
+
+def test_videos_of_one_name_have_files_of_their_own(video: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / video.name
+    other.parent.mkdir()
+    shutil.copy(video, other)
+    shutil.copy(video, other.with_stem("clip-2"))
+    out = tmp_path / "out"
+    output = call("data", "frames", video, other, other.with_stem("clip-2"), "-o", out, "--size", "64")
+    assert {file.stem for file in out.glob("*.wav")} == {"clip", "clip-2", "clip-3"}
+    assert f"pictures: {len(list(out.glob('*.png')))}\n" in output
+    with pytest.raises(UserError, match="cannot read"):
+        call("data", "frames", video, GOLDEN / "loss_curves.json", "-o", tmp_path / "more", "--size", "64")
+    assert (tmp_path / "more" / "clip.wav").exists(), "a video that is done stays"
+
+
 def test_preview_shows_what_the_network_gets(tmp_path: Path) -> None:
     recipe = small_recipe("inpainter", tmp_path / "data", tmp_path / "run")
     for name, more, columns in (("gated", [], 4), ("oagan", [], 5), ("segmenter", ["augmentation=[]"], 3)):

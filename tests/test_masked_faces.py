@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,7 +24,7 @@ from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
 from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
 from unmask.models.rows import BARE, KINDS, LANDMARKER_SIZE, LANDMARKS, MASKED, STRIDES, cell_centres, overlap
 from unmask.models.runtime import load_runtime
-from unmask.train import detector, landmarker
+from unmask.train import detector, landmarker, processes
 from unmask.train.campaign import preview_sheet
 from unmask.train.config import Recipe, load_recipe
 from unmask.train.data import FaceCrops, prepare_crops
@@ -189,6 +191,67 @@ def test_scenes_without_boxes_are_a_mistake(crops: Path, tmp_path: Path) -> None
     assert "boxes.csv" in str(result.exception)
     with pytest.raises(UserError, match="unmask data tracker"):
         TrackerData.open(tmp_path)
+
+
+def test_data_for_the_tracker_stay_where_making_them_anew_fails(
+    crops: Path, data: Path, portrait: Portrait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(data, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    name = next(f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png"))
+    (tmp_path / "boxes.csv").write_text(f"file,label,x0,y0,x1,y1\n{name},with_mask,1,2,3,4\n")
+    command = ["data", "tracker", str(crops), "--scenes", str(tmp_path), "-o", str(out), "--variants", "1"]
+    command += ["--textures", str(data.parent / "textures")]
+    result = CliRunner().invoke(app, command)
+    assert "none of the 1 pictures that are listed can be read" in str(result.exception)
+    monkeypatch.setattr("unmask.train.tracker_data.draw_face", lambda *_: pytest.fail("drawn before lists were read"))
+    (tmp_path / "boxes.csv").unlink()
+    assert "boxes.csv" in str(CliRunner().invoke(app, command).exception)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_scenes_that_cannot_be_read_are_left_out(portrait: Portrait, tmp_path: Path) -> None:
+    names = [f"{n}.png" for n in range(100) if not is_validation_scene(f"{n}.png")][:2]
+    cv2.imwrite(str(tmp_path / names[0]), portrait.masked[..., ::-1])
+    rows = [f"{name},with_mask,1,2,30,40" for name in names]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,label,x0,y0,x1,y1", *rows]))
+    said: list[str] = []
+    quiet = {"progress": lambda done, total: None, "notice": said.append}
+    assert prepare_scenes(tmp_path, [], lambda rgb: [], tmp_path, **quiet) == 1  # type: ignore[arg-type]
+    assert said == [f"cannot read '{tmp_path / names[1]}' as a picture; what cannot be read is left out"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("scenes.json", lambda path: path.write_text("{bad")),
+        ("scene_points.npy", lambda path: np.save(path, np.zeros((0, 468, 3), np.float32))),
+        ("kinds.npy", lambda path: np.save(path, np.zeros(3, np.uint8))),
+        ("inside.npy", lambda path: np.save(path, np.zeros((12, 160, 160), np.uint8))),
+    ],
+)
+def test_damaged_data_for_the_tracker_are_a_mistake(
+    data: Path, tmp_path: Path, file: str, change: Callable[[Path], object]
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    change(tmp_path / "data" / file)
+    with pytest.raises(UserError, match=r"holds data for the tracker that are damaged .*; see unmask data tracker"):
+        TrackerData.open(tmp_path / "data")
+
+
+def test_processes_share_a_batch_of_the_landmarker(
+    crops: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(recipe(crops, data, tmp_path / "run", "phases.0.batch=4", name="landmarker"))
+    phase = trainer.recipe.phases[0]
+    whole = trainer.batch(phase, 3)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(processes, "rank", lambda: rank)  # noqa: B023
+        part = trainer.batch(phase, 3)
+        torch.testing.assert_close(part.rgb, whole.rgb[rank::2], rtol=0, atol=0)
+        torch.testing.assert_close(part.points, whole.points[rank::2], rtol=0, atol=0)
 
 
 def test_cells_are_given_to_the_faces_around_them() -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import msgspec
@@ -19,7 +21,7 @@ from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load, weights_file
-from unmask.models.export import mean_of
+from unmask.models.export import mean_of, ship
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import STEP_PX, USUAL
@@ -34,6 +36,7 @@ from unmask.train.evaluate import (
     evaluate_inpainter,
     evaluate_labelled,
     false_alarms,
+    iou_of,
     psnr,
     sharpness,
     structural_similarity,
@@ -79,6 +82,28 @@ def test_missing_crops_say_how_to_make_them(tmp_path: Path) -> None:
         FaceCrops.open(tmp_path)
     with pytest.raises(UserError, match="no pictures"):
         prepare_crops([tmp_path], tmp_path / "out", lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("index.json", lambda path: path.write_text("{bad")),
+        ("index.json", lambda path: path.write_text("5")),
+        ("points.npy", lambda path: np.save(path, np.zeros((3, 468, 3), np.float32))),
+        ("crops.npy", lambda path: path.write_bytes(path.read_bytes()[:-1000])),
+        ("crops.npy", lambda path: np.save(path, np.zeros((7, 256, 256, 3), np.uint8))),
+        ("inside.npy", lambda path: path.write_bytes(b"")),
+        ("inside.npy", lambda path: np.save(path, np.zeros((9, 256, 256), np.uint8))),  # as an interrupted call left it
+    ],
+)
+def test_damaged_crops_say_how_to_make_them(
+    crops: Path, tmp_path: Path, file: str, change: Callable[[Path], object]
+) -> None:
+    shutil.copytree(crops, tmp_path / "crops")
+    FaceCrops.open(tmp_path / "crops")
+    change(tmp_path / "crops" / file)
+    with pytest.raises(UserError, match=r"holds crops that are damaged .*; make them with: unmask data crops"):
+        FaceCrops.open(tmp_path / "crops")
 
 
 def test_augmenting_moves_picture_and_points_together(crops: Path) -> None:
@@ -153,6 +178,14 @@ def labels(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert "crops: 1\n" in result.output
     assert "faces without a sure label: 1\n" in result.output, "a bare face has no mask to label"
     return out
+
+
+@pytest.mark.parametrize("file", ["index.json", "labels.npy"])
+def test_damaged_labels_say_how_to_make_them(labels: Path, tmp_path: Path, file: str) -> None:
+    shutil.copytree(labels, tmp_path / "labels")
+    (tmp_path / "labels" / file).write_text("[]")
+    with pytest.raises(UserError, match=r"holds labels that are damaged .*; make them with: unmask data label"):
+        PseudoLabels.open(tmp_path / "labels")
 
 
 def test_labels_lie_on_the_mask(labels: Path, portrait: Portrait) -> None:
@@ -450,6 +483,29 @@ def test_mean_of_weights_leaves_counters_alone() -> None:
     assert mean["n"].item() == 5
 
 
+def test_weights_that_do_not_fit_replace_nothing(tmp_path: Path) -> None:
+    for suffix in ("safetensors", "onnx"):
+        (tmp_path / f"landmarker.{suffix}").write_text("mine")
+    with pytest.raises(UserError, match="these are no weights of the landmarker"):
+        ship("landmarker", {"x": torch.zeros(2)}, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "landmarker.safetensors": "mine",
+        "landmarker.onnx": "mine",
+    }
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hi\n")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    files = [*sorted(tmp_path.glob("*.pt")), weights_file("inpainter.safetensors")]
+    for file in files:
+        result = CliRunner().invoke(app, ["export", "inpainter", str(file), "-o", str(tmp_path)])
+        assert isinstance(result.exception, UserError), file
+        assert f"'{file}' is no checkpoint, or a damaged one; give the state.pt" in str(result.exception)
+
+
 def test_inpainter_trains_with_an_adversary_and_ships(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: Portrait
 ) -> None:
@@ -515,6 +571,40 @@ def test_measures_have_their_known_values() -> None:
     assert boundary_f(square, square) == 1
     assert boundary_f(np.roll(square, 1, axis=0), square) == pytest.approx(1)
     assert boundary_f(np.roll(square, 12, axis=(0, 1)), square) < 0.3
+
+
+def test_what_cannot_be_judged_does_not_count(crops: Path, tmp_path: Path) -> None:
+    truth, weight = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8)
+    weight[1] = 1
+    assert inpainter.psnr_in(truth + 1, truth, weight).tolist() == pytest.approx([0], abs=1e-3)
+
+    shutil.copytree(crops, tmp_path / "crops")
+    data = FaceCrops.open(tmp_path / "crops")
+    inside = data.inside.copy()
+    inside[data.split(validation=True)[0]] = 0  # its hidden part lies beyond the border of the picture
+    np.save(tmp_path / "crops" / "inside.npy", inside)
+    for model in ("inpainter", "oagan"):
+        whole, part = (
+            trainer_of(recipe(model, folder, tmp_path / f"{model} of {folder.parent.name}", {"l1": 1.0})).validate(64)
+            for folder in (crops, tmp_path / "crops")
+        )
+        assert part["validation_psnr"] == pytest.approx(whole["validation_psnr"], abs=4), "not the mean with 80 dB"
+        if model == "inpainter":
+            assert part["validation_sharpness"] > 0
+
+
+def test_nothing_found_where_nothing_is_is_right(tmp_path: Path) -> None:
+    for folder, value in (("image", 90), ("mask", 0)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((256, 256, 3), value, np.uint8))
+
+    class Blind:
+        def __call__(self, rgb: Any) -> Any:
+            return np.zeros(rgb.shape[:3], np.uint8)
+
+    figures = evaluate_labelled(cast(Any, Blind()), tmp_path, lambda rgb: np.eye(3)[:2], lambda done, total: None)
+    assert figures["iou"] == figures["iou_mean"] == figures["boundary_f_2px"] == 1
+    assert iou_of(1, 2) == 0.5
 
 
 def test_evaluations_run_on_the_shipped_networks(crops: Path, portrait: Portrait, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The training ground: data, synthetic masks, losses, loops, evaluation, export. Where to find what:
 
 data      `data` crops and batches; `listings` lists of published data sets; `dataset` pairs, a person's frames, checks;
-          `pseudo` labels for real masked faces; `tracker_data` the detector's; `pins` hashes; `video` frames of videos
+          `pseudo` labels for real masked faces; `tracker_data` the detector's; `pins` hashes;
+          `files` that appear whole; `video` frames of videos
 by eye    `ages` how old faces look; `loop_lines` ear loops of real faces; `profiles` real faces in profile; and `skins`
           how dark a skin looks, by its colour
 pictures  `masks` and `materials` synthetic masks, `fabrics` printed ones; `glasses`; `regions` other parts of faces;

@@ -15,7 +15,8 @@ import torch
 from unmask.errors import UnmaskError, UserError
 from unmask.train.augmentation import Augmenter
 from unmask.train.config import Loss, Range, Recipe, with_value
-from unmask.train.loop import Steps, Trainer, keep_memory
+from unmask.train.files import json_of
+from unmask.train.loop import Steps, Trainer, keep_memory, remove_run
 from unmask.train.objectives import kind_of
 from unmask.train.registry import trainer_of
 from unmask.train.sheets import batch_sheet
@@ -43,13 +44,16 @@ def overfit(recipe: Recipe, pictures: int, steps: int, say: Say) -> Overfitted:
     """Train on the same few pictures over and over. A network or a loss that is broken cannot learn them.
 
     Adversarial losses are left out: they have no zero to go to. Nothing is augmented. The run is written to
-    OUT/overfit, and begins anew each time.
+    OUT/overfit, and begins anew each time, with whatever data there is then.
 
     Args:
         recipe: of which the first phase's size is used.
         pictures: how many, in one batch.
         steps: optimizer steps.
         say: takes a line of progress.
+
+    Raises:
+        UserError: OUT/overfit is another training run.
     """
     phase = recipe.phases[0]
     named = phase.losses or recipe.losses
@@ -57,10 +61,11 @@ def overfit(recipe: Recipe, pictures: int, steps: int, say: Say) -> Overfitted:
     phase = msgspec.structs.replace(
         phase, steps=steps, batch=pictures, losses=plain, schedule="constant", lr=max(phase.lr, 1e-3)
     )
-    out = str(Path(recipe.out) / "overfit")
+    out = Path(recipe.out) / "overfit"
     small = msgspec.structs.replace(
-        recipe, out=out, phases=(phase,), repeat=1, accumulate=1, augmentation=(), real="", ema=0.9
+        recipe, out=str(out), phases=(phase,), repeat=1, accumulate=1, augmentation=(), real="", ema=0.9
     )
+    _clear(out)
     keep_memory()
     trainer = trainer_of(small)
     totals = []
@@ -73,6 +78,13 @@ def overfit(recipe: Recipe, pictures: int, steps: int, say: Say) -> Overfitted:
     trainer.end_epoch(phase.size)
     trainer.run.finish()
     return Overfitted(totals[0], float(np.mean(totals[-5:])))
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier call left. Raises UserError where that is the work of `unmask train`."""
+    if (record := out / "recipe.json").exists() and json_of(record).get("repeat") != 1:
+        raise UserError(f"'{out}' is a training run, which would be lost; give another out=")
+    remove_run(out)
 
 
 def preview_sheet(recipe: Recipe, seed: int) -> npt.NDArray[np.uint8]:

@@ -3,18 +3,27 @@
 import base64
 import html
 import io
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from unmask.errors import UserError
+from unmask.train.files import json_lines_of, json_of
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .7em;text-align:right}
 td:first-child,th:first-child{text-align:left}td.best{font-weight:bold;background:#eaf6ea}img{max-width:100%}
 svg{max-width:100%;height:auto}h2{margin-top:2em}"""
+
+
+_LOWER_IS_BETTER: Final = frozenset(
+    f"validation_{name}" for name in ("error", "hidden", "anchors", "face", "box", "kind", "points")
+)
+"""Distances and losses, of landmarker and detector."""
+_NEAR_ONE_IS_BETTER: Final = frozenset({"validation_sharpness"})
+"""Shares of what the truth has. Of all other figures the higher is better, as of each `Trainer.figure`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +44,13 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """Raises UserError where the folder is not of a run."""
+        """Raises UserError where the folder is not of a run, or its files are damaged."""
         try:
-            recipe = json.loads((folder / "recipe.json").read_text())
-            lines = (folder / "log.jsonl").read_text().splitlines()
+            recipe, log = json_of(folder / "recipe.json"), json_lines_of(folder / "log.jsonl")
         except OSError as error:
             raise UserError(f"'{folder}' is no training run: {Path(str(error.filename)).name} is missing") from error
         samples = sorted((folder / "samples").glob("*.jpg"))
-        return cls(
-            folder.resolve().name, recipe, [json.loads(line) for line in lines], samples[-1] if samples else None
-        )
+        return cls(folder.resolve().name, recipe, log, samples[-1] if samples else None)
 
     def curve(self, figure: str) -> list[tuple[float, float]]:
         """(step, value) of a figure."""
@@ -118,9 +124,17 @@ def _named_apart(runs: list[RunRecord], folders: Sequence[Path]) -> list[RunReco
     ]
 
 
+def best_of(figure: str, values: Sequence[float]) -> float:
+    """The best of the values of a figure; those that are no number, where nothing could be measured, do not count."""
+    known = [value for value in values if not math.isnan(value)]
+    if figure in _NEAR_ONE_IS_BETTER:
+        return min(known, key=lambda value: abs(value - 1), default=math.nan)
+    return (min if figure in _LOWER_IS_BETTER else max)(known, default=math.nan)
+
+
 def _figures_table(runs: Sequence[RunRecord], figures: Sequence[str]) -> str:
     last = {run.name: {f: run.curve(f)[-1][1] for f in figures if run.curve(f)} for run in runs}
-    best = {f: max((row[f] for row in last.values() if f in row), default=0.0) for f in figures}
+    best = {f: best_of(f, [row[f] for row in last.values() if f in row]) for f in figures}
     head = "".join(f"<th>{html.escape(f.removeprefix('validation_'))}</th>" for f in figures)
     rows = []
     for run in runs:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -18,12 +19,14 @@ from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import USUAL, Shift, placed
 from unmask.models.rows import five_points_of
 from unmask.train.config import Split
+from unmask.train.files import check_whole, reading, whole_files
 from unmask.train.listings import five_points, parts_of
 from unmask.train.symmetry import MIRRORED
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Notice = Callable[[str], None]
 
 PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -37,6 +40,15 @@ def read_rgb(path: Path) -> U8:
     if bgr is None:
         raise UserError(f"cannot read '{path}' as a picture")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_or_say(path: Path, notice: Notice) -> U8 | None:
+    """As `read_rgb`; of a picture that cannot be read `notice` is told instead, and there is None."""
+    try:
+        return read_rgb(path)
+    except UserError as error:
+        notice(f"{error}; what cannot be read is left out")
+        return None
 
 
 def warp_crop(rgb: U8, matrix: F64, size: int = CROP_SIZE) -> tuple[U8, U8]:
@@ -81,18 +93,24 @@ def listed_face(rgb: U8, five: F32, detector: FaceDetector, mesh: FaceMesh) -> F
 
 
 def prepare_crops(
-    folders: Sequence[Path], out: Path, progress: Callable[[int, int], None], landmarks: Path | None = None
+    folders: Sequence[Path],
+    out: Path,
+    progress: Callable[[int, int], None],
+    landmarks: Path | None = None,
+    notice: Notice = print,
 ) -> tuple[int, int]:
     """Find the face of every picture in some folders and write its canonical crop.
 
     Writes `crops.npy` (N, 256, 256, 3) uint8, `inside.npy` (N, 256, 256) uint8 (0 beyond the picture's border),
-    `points.npy` (N, 468, 3) float32 landmarks in crop px, and `index.json` with the file of each.
+    `points.npy` (N, 468, 3) float32 landmarks in crop px, and `index.json` with the file of each. The first two may be
+    longer: N counts. Those that were there before are replaced at the end, and stay where that is not reached.
 
     Args:
         folders: searched recursively.
         out: made if need be.
         progress: is told how many of how many pictures are done.
         landmarks: list as of `five_points`: the face that it means is taken instead of the largest.
+        notice: takes a line for each picture that cannot be read, which is left out.
 
     Returns:
         How many crops were written, and how many pictures had no face.
@@ -105,16 +123,21 @@ def prepare_crops(
         raise UserError(f"no pictures in {', '.join(map(str, folders))}")
     listed = _listed(pictures, landmarks)
     detector, mesh = FaceDetector(), FaceMesh()
-    with CropWriter(out, len(pictures)) as writer:
+    faceless = 0
+    with writing_crops(out, len(pictures)) as writer:
         for done, picture in enumerate(pictures):
             progress(done, len(pictures))
-            rgb, five = read_rgb(picture), listed.get(picture.name)
+            if (rgb := read_or_say(picture, notice)) is None:
+                continue
+            five = listed.get(picture.name)
             face = largest_face(rgb, detector, mesh) if five is None else listed_face(rgb, five, detector, mesh)
-            if face is not None:
+            if face is None:
+                faceless += 1
+            else:
                 writer.add(rgb, face, f"{picture.parent.name}/{picture.name}")
         if not writer.names:
             raise UserError(f"no face found in any of {len(pictures)} pictures")
-    return len(writer.names), len(pictures) - len(writer.names)
+    return len(writer.names), faceless
 
 
 def _listed(pictures: Sequence[Path], landmarks: Path | None) -> Mapping[str, F32]:
@@ -124,25 +147,24 @@ def _listed(pictures: Sequence[Path], landmarks: Path | None) -> Mapping[str, F3
     return listed
 
 
+_INDEX: Final = "index.json"
+
+
 class CropWriter:
-    """Writes canonical crops with their landmarks, as `prepare_crops` describes them; whole when it is left.
+    """Takes canonical crops with their landmarks; `writing_crops` makes one.
 
     Args:
-        out: folder, made if need be.
+        draft: folder to write to.
         most: how many crops there may be.
     """
 
-    def __init__(self, out: Path, most: int) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self._out = out
+    def __init__(self, draft: Path, most: int) -> None:
+        self._draft = draft
         shape = (most, CROP_SIZE, CROP_SIZE)
-        self._crops = np.lib.format.open_memmap(out / "crops.npy", "w+", np.uint8, (*shape, 3))
-        self._inside = np.lib.format.open_memmap(out / "inside.npy", "w+", np.uint8, shape)
+        self._crops = np.lib.format.open_memmap(draft / "crops.npy", "w+", np.uint8, (*shape, 3))
+        self._inside = np.lib.format.open_memmap(draft / "inside.npy", "w+", np.uint8, shape)
         self._points: list[F32] = []
         self.names: list[str] = []
-
-    def __enter__(self) -> "CropWriter":
-        return self
 
     def add(self, rgb: U8, landmarks: F32, name: str) -> None:
         """Add the face with these (468, 3) landmarks of a (H, W, 3) picture."""
@@ -151,10 +173,24 @@ class CropWriter:
         self._points.append(transform_landmarks(matrix, landmarks))
         self.names.append(name)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            np.save(self._out / "points.npy", np.array(self._points))
-            (self._out / "index.json").write_text(json.dumps(self.names))
+    def end(self) -> None:
+        """Write what is not written yet."""
+        np.save(self._draft / "points.npy", np.array(self._points))
+        (self._draft / _INDEX).write_text(json.dumps(self.names))
+
+
+@contextmanager
+def writing_crops(out: Path, most: int) -> Iterator[CropWriter]:
+    """What takes crops and writes them as `prepare_crops` describes them: all of them at the end, or none.
+
+    Args:
+        out: folder, made if need be.
+        most: how many crops there may be.
+    """
+    with whole_files(out, _INDEX) as draft:
+        writer = CropWriter(draft, most)
+        yield writer
+        writer.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +211,13 @@ class FaceCrops:
 
     @classmethod
     def open(cls, folder: Path) -> "FaceCrops":
-        """Raises UserError where the folder was not written by `unmask data crops`."""
-        try:
-            names = tuple(json.loads((folder / "index.json").read_text()))
+        """Raises UserError where the folder was not written by `unmask data crops`, or not to the end."""
+        with reading(folder, "crops", f"make them with: unmask data crops FACES -o {folder}"):
+            names = tuple(json.loads((folder / _INDEX).read_text()))
             crops, inside = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("crops", "inside"))
-            return cls(crops, inside, np.load(folder / "points.npy"), names)
-        except OSError as error:
-            raise UserError(
-                f"'{folder}' holds no crops; make them with: unmask data crops FACES -o {folder}"
-            ) from error
+            points, count = np.load(folder / "points.npy"), len(names)
+            check_whole(crops[:count], inside[:count], points, names, drawn=inside[:count])
+        return cls(crops, inside, points, names)
 
     def split(self, validation: bool, how: Split | None = None) -> npt.NDArray[np.int64]:
         """Indices of the training or of the validation pictures. Raises UserError where one of them has none."""
@@ -265,7 +299,10 @@ def augment(
 
 
 def background(faces: FaceCrops, size: int, rng: np.random.Generator) -> F32:
-    """(S, S, 3) float32: the upper corner of some crop, enlarged, or beside its mirror images as sharp as it is."""
+    """(S, S, 3) float32: the upper corner of some crop, enlarged, or beside its mirror images as sharp as it is.
+
+    It may be of any crop: of those kept for validation, too, training sees these corners.
+    """
     crop = faces.crops[rng.integers(len(faces.names))]
     corner = crop[:80, : crop.shape[1] * 3 // 8] if rng.random() < 0.5 else crop[:80, crop.shape[1] * 5 // 8 :]
     if rng.random() < 0.5:

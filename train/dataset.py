@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from threading import local
 from typing import Final
@@ -18,6 +20,7 @@ from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_landmarks
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.train.data import PICTURE_SUFFIXES, largest_face, read_rgb, warp_crop
+from unmask.train.files import whole_files
 from unmask.train.materials import MATERIALS, draw_mask
 from unmask.train.pseudo import fingerprint
 from unmask.train.regions import REGIONS
@@ -72,16 +75,16 @@ def make_pairs(faces: Path, out: Path, options: MaskOptions, progress: Progress)
         How many pairs there are now, how many of them were there before, and how many pictures have no face.
 
     Raises:
-        UserError: no pictures, an unknown kind or region.
+        UserError: no pictures, two that would be written under one name, an unknown kind or region.
     """
     _check(options)
     pictures = find_pictures(faces)
+    names = _pair_names(pictures, faces)
     for part in (*_PARTS, "landmarks"):
         (out / part).mkdir(parents=True, exist_ok=True)
     tools = local()
 
-    def work(path: Path) -> str:
-        name = "_".join(path.relative_to(faces).with_suffix("").parts)
+    def work(path: Path, name: str) -> str:
         if (out / "landmarks" / f"{name}.json").exists():
             return "before"
         if not hasattr(tools, "detector"):
@@ -90,11 +93,21 @@ def make_pairs(faces: Path, out: Path, options: MaskOptions, progress: Progress)
 
     counts = {"pairs": 0, "before": 0, "without a face": 0}
     with ThreadPoolExecutor(options.workers) as pool:
-        for done, result in enumerate(pool.map(work, pictures)):
+        for done, result in enumerate(pool.map(work, pictures, names)):
             progress(done, len(pictures))
             counts[result] += 1
     counts["pairs"] += counts["before"]
     return counts
+
+
+def _pair_names(pictures: Sequence[Path], faces: Path) -> list[str]:
+    """The name of each picture's pair, which also seeds its mask. Raises UserError where two would have the same."""
+    names = ["_".join(path.relative_to(faces).with_suffix("").parts) for path in pictures]
+    first: dict[str, Path] = {}
+    for name, path in zip(names, pictures, strict=True):
+        if (other := first.setdefault(name, path)) is not path:
+            raise UserError(f"'{other}' and '{path}' would both be written as {name}.png; rename one of them")
+    return names
 
 
 def _check(options: MaskOptions) -> None:
@@ -138,45 +151,81 @@ def _hide(rgb: U8, landmarks: F32, options: MaskOptions, rng: np.random.Generato
 
 
 def extract_frames(
-    videos: Sequence[Path], out: Path, fps: float, size: int, progress: Progress, alike: float = SAME_FRAME
+    videos: Sequence[Path],
+    out: Path,
+    fps: float,
+    size: int,
+    progress: Progress,
+    alike: float = SAME_FRAME,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """A person's own data set: of each span of 1/fps seconds the sharpest face, as an aligned crop.
 
-    Writes OUT/VIDEO-SECONDS.png (size x size px) and the sound of each video as OUT/VIDEO.wav. Of frames that
-    look the same, the sharpest is kept.
+    Writes OUT/VIDEO-SECONDS.png (size x size px) and the sound of each video as OUT/VIDEO.wav, once that video is done.
+    Of frames that look the same, the sharpest is kept. A video that is called like one before it is VIDEO-2.
 
     Args:
         progress: is told how many of how many videos are done.
         alike: cosine of fingerprints above which two frames count as the same; 1 keeps all.
+        overwrite: whether pictures and sound of these names that are there before are replaced.
 
     Returns:
         How many pictures were written, and how many dropped and why.
 
     Raises:
-        UserError: a video cannot be read, or no face was found in any.
+        UserError: there are such files and they are not to be replaced, a video cannot be read, or no face was found
+            in any.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    detector, mesh = FaceDetector(), FaceMesh()
+    names = _video_names(videos)
+    before = {name: _files_of(name, out) for name in names}
+    if not overwrite and (kept := [file for files in before.values() for file in files]):
+        raise UserError(f"{kept[0]}: exists and is kept; use --overwrite to replace it, or choose another folder")
+    tools = (FaceDetector(), FaceMesh())
     counts = {"pictures": 0, "near-duplicates": 0, "frames without a face": 0}
-    for done, video in enumerate(videos):
+    for done, (video, name) in enumerate(zip(videos, names, strict=True)):
         progress(done, len(videos))
-        kept: list[_Kept] = []
-        for moment, sharp, crop in _sharpest(video, fps, size, detector, mesh, counts):
-            new = _Kept(_mark(crop), sharp, out / f"{video.stem}-{moment:08.3f}.png")
-            like = next((k for k in kept if float(k.mark @ new.mark) > alike), None)
-            if like is not None:
-                counts["near-duplicates"] += 1
-                if like.sharp >= new.sharp:
-                    continue
-                like.file.unlink()
-                kept.remove(like)
-            kept.append(new)
-            cv2.imwrite(str(new.file), crop[..., ::-1])
-        counts["pictures"] += len(kept)
-        write_sound(video, out / f"{video.stem}.wav")
+        with whole_files(out) as draft:
+            _write_frames(draft / name, _sharpest(video, fps, size, *tools, counts), alike, counts)
+            write_sound(video, draft / f"{name}.wav")
+            for file in before[name]:
+                file.unlink()
     if not counts["pictures"]:
         raise UserError("no face found in any of the videos")
     return counts
+
+
+def _video_names(videos: Sequence[Path]) -> list[str]:
+    """How the files of each video begin: with its own name, and a number where that is another's."""
+    stems, names = {video.stem for video in videos}, list[str]()
+    for video in videos:
+        numbered = (f"{video.stem}-{number}" for number in count(2))
+        free = (name for name in numbered if name not in names and name not in stems)
+        names.append(video.stem if video.stem not in names else next(free))
+    return names
+
+
+def _files_of(name: str, out: Path) -> list[Path]:
+    """The pictures and the sound in a folder that a call for a video of this name would write, or has written."""
+    ours = re.compile(rf"{re.escape(name)}(-[-\d]\d+\.\d{{3}}\.png|\.wav)")
+    return sorted(file for file in out.iterdir() if ours.fullmatch(file.name)) if out.is_dir() else []
+
+
+def _write_frames(start: Path, frames: Sequence[tuple[float, float, U8]], alike: float, counts: dict[str, int]) -> None:
+    """Write START-SECONDS.png for (seconds, sharpness, crop) of a video; of those that look the same, the sharpest."""
+    kept: list[_Kept] = []
+    for moment, sharp, crop in frames:
+        new = _Kept(_mark(crop), sharp, start.with_name(f"{start.name}-{moment:08.3f}.png"))
+        like = next((k for k in kept if float(k.mark @ new.mark) > alike), None)
+        if like is not None:
+            counts["near-duplicates"] += 1
+            if like.sharp >= new.sharp:
+                continue
+            like.file.unlink()
+            kept.remove(like)
+        kept.append(new)
+        cv2.imwrite(str(new.file), crop[..., ::-1])
+    counts["pictures"] += len(kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

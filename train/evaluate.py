@@ -149,13 +149,18 @@ def boundary_f(found: npt.NDArray[np.bool_], label: npt.NDArray[np.bool_], toler
     return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
+def iou_of(both: int, either: int) -> float:
+    """Intersection over union, in pixels; 1 where nothing is to be found and nothing was."""
+    return both / either if either else 1.0
+
+
 def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Progress) -> dict[str, float]:
     """Compare predicted masks with labels.
 
     Protocol: each picture's face is found by `locate`; where it finds none the whole picture is taken for the crop. The
     mask is cut out of the probabilities as in the pipeline (`mask_region`; where the crop cuts it off, once more in one
     further to that side) and warped back to the picture. IoU over the pixels of all pictures, and the mean over
-    pictures.
+    pictures; 1 for one without a mask in which none is found.
 
     Args:
         folder: with pairs image/NAME and mask/NAME (0 and 255).
@@ -181,11 +186,11 @@ def evaluate_labelled(engine: Engine, folder: Path, locate: Locate, progress: Pr
         found = cv2.warpAffine(region, back, label.shape[::-1], flags=cv2.INTER_LINEAR) > 127
         intersection, union = int((found & label).sum()), int((found | label).sum())
         both, either = both + intersection, either + union
-        ious.append(intersection / max(union, 1))
+        ious.append(iou_of(intersection, union))
         boundaries.append(boundary_f(found, label))
     return {
         "pictures": len(pairs),
-        "iou": both / max(either, 1),
+        "iou": iou_of(both, either),
         "iou_mean": float(np.mean(ious)),
         "boundary_f_2px": float(np.mean(boundaries)),
         "no_face_found": missed,

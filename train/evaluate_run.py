@@ -1,6 +1,5 @@
 """Measures what a training run made: its averaged weights, on the pictures that it kept for validation."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from unmask.train import inpainter, pins, segmenter, unmasker
 from unmask.train.config import Recipe, as_struct
 from unmask.train.data import FaceCrops, draws
 from unmask.train.detector import DetectorTrainer
-from unmask.train.evaluate import psnr, structural_similarity
+from unmask.train.evaluate import iou_of, psnr, structural_similarity
 from unmask.train.fabrics import load_fabrics
+from unmask.train.files import json_of
 from unmask.train.instruments import Instruments
 from unmask.train.landmarker import LandmarkerTrainer
-from unmask.train.loop import Indices
+from unmask.train.loop import Indices, read_state
 from unmask.train.materials import load_templates
 from unmask.train.registry import build, model_of
 from unmask.train.sheets import as_picture, picture_sheet, tinted
@@ -54,15 +54,18 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module]:
     """The recipe of a run and its network with the averaged weights, ready to run.
 
     Raises:
-        UserError: the folder is not of a run.
+        UserError: the folder is not of a run, or its files are damaged.
     """
     try:
-        recipe = as_struct(json.loads((folder / "recipe.json").read_text()), Recipe, f"'{folder}/recipe.json'")
-        state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+        recipe = as_struct(json_of(folder / "recipe.json"), Recipe, f"'{folder}/recipe.json'")
+        state = read_state(folder / "state.pt")
     except OSError as error:
         raise UserError(f"'{folder}' is no training run: {Path(str(error.filename)).name} is missing") from error
     network = build(msgspec.structs.replace(recipe, encoder=""))  # what that began with is in the state
-    network.load_state_dict(state["ema"])
+    try:
+        network.load_state_dict(state["ema"])
+    except RuntimeError as error:
+        raise UserError(f"'{folder}/state.pt' is of another model than recipe.json; put the run's own there") from error
     return recipe, network.eval()
 
 
@@ -168,7 +171,7 @@ class _Tally:
             self._rows += [_painted(made, i, self._instruments, self._judges) for i in range(len(made.result))]
 
     def figures(self) -> dict[str, float]:
-        iou = self._both / max(self._either, 1)
+        iou = iou_of(self._both, self._either)
         found = {"iou": iou, "dice": 2 * iou / (1 + iou)} if self._finds else {}
         names = dict.fromkeys(name for row in self._rows for name in row)
         return found | {n: float(np.mean([row[n] for row in self._rows if n in row])) for n in names}

@@ -303,7 +303,8 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
     @torch.no_grad()
     def validate(self, size: int) -> dict[str, float]:
         """Mean PSNR in the mask, dB, of the averaged weights on fixed validation pictures and masks, and the median of
-        sharpness (variance of the Laplacian) over the truth's."""
+        sharpness (variance of the Laplacian) over the truth's; pictures whose hidden part lies beyond the border, so
+        that there is no truth, do not count."""
         model = self.averaged()
         values: list[float] = []
         sharp: list[float] = []
@@ -313,8 +314,12 @@ class PaintTrainer(ObjectiveTrainer[Batch]):
                 output = model(batch.seen, batch.mask)
             weight = batch.mask * batch.inside
             values += psnr_in(output, batch.truth, weight).tolist()
-            sharp += (detail(output, weight) / (detail(batch.truth, weight) + 1e-8)).tolist()
-        return {"validation_psnr": float(np.mean(values)), "validation_sharpness": float(np.median(sharp))}
+            ratio = detail(output, weight) / (detail(batch.truth, weight) + 1e-8)
+            sharp += ratio[judged(weight)].tolist()
+        return {
+            "validation_psnr": float(np.mean(values or [np.nan])),
+            "validation_sharpness": float(np.median(sharp or [np.nan])),
+        }
 
     @torch.no_grad()
     def sheet(self, size: int) -> U8:
@@ -340,9 +345,14 @@ def only_hidden(painted: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
 
 
 def psnr_in(output: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """(N,) PSNR in dB of (N, 3, H, W) pictures where (N, 1, H, W) `weight` is 1."""
+    """(M,) PSNR in dB of (N, 3, H, W) pictures where (N, 1, H, W) `weight` is 1; of the M that are `judged` at all."""
     mse = ((output - truth) ** 2 * weight).sum((1, 2, 3)) / (3 * weight.sum((1, 2, 3)) + 1e-6)
-    return -10 * torch.log10(mse + 1e-8)
+    return (-10 * torch.log10(mse + 1e-8))[judged(weight)]
+
+
+def judged(weight: Tensor) -> Tensor:
+    """(N,) bool: which pictures have a pixel where (N, 1, H, W) `weight` is not 0."""
+    return (weight != 0).flatten(1).any(1)
 
 
 def detail(rgb: Tensor, weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from unmask.models.geometry import ANCHOR_POINTS, transform_landmarks
 from unmask.models.landmarker import Landmarker
 from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, upright_roi
 from unmask.models.rows import LANDMARKER_SIZE, LANDMARKS
+from unmask.train import processes
 from unmask.train.config import Phase, Recipe
 from unmask.train.loop import Indices, Trainer, channels_last
 from unmask.train.objectives import on_device
@@ -217,7 +218,9 @@ class LandmarkerTrainer(Trainer[Batch]):
 
     def batch(self, phase: Phase, seed: int) -> Batch:
         rng = np.random.default_rng(seed)
-        return collate([draw_example(self.data, rng) for _ in range(phase.batch)])
+        # One stream of chance runs through the batch, so each process draws all of it, and keeps its part.
+        drawn = [draw_example(self.data, rng) for _ in range(phase.batch)]
+        return collate(drawn[processes.rank() :: processes.count()])
 
     def step(self, phase: Phase, step: int, batch: Batch) -> dict[str, float]:
         self.begin(phase, step)

@@ -4,6 +4,7 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -136,6 +137,33 @@ class Steps(Generic[B]):
             yield phase, step, batch
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the processor.
+
+    Raises:
+        OSError: there is no such file.
+        UserError: it is no checkpoint, or a damaged one.
+    """
+    state: Any = None
+    reason: Exception | None = None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # which one depends on the bytes of what is no checkpoint
+        reason = error
+    if not isinstance(state, dict) or not isinstance(state.get("ema"), dict):
+        raise UserError(f"'{path}' is no checkpoint, or a damaged one; give the state.pt of a training run") from reason
+    return state
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files of a run, as `Run` writes them, and nothing else."""
+    shutil.rmtree(folder / "samples", ignore_errors=True)
+    for name in ("state.pt", "state.tmp", "recipe.json", "data.json", "log.jsonl", "mlflow_run"):
+        (folder / name).unlink(missing_ok=True)
+
+
 class Run:
     """The files of a run: `state.pt` to resume from, `recipe.json`, `data.json` with hashes, `log.jsonl` with a line a
     report, `samples/` with sheets of pictures; figures and recipe in MLflow too. Of several processes the first writes.
@@ -176,7 +204,7 @@ class Run:
         """Load the last checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return False
-        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        state = read_state(self.checkpoint)
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])

@@ -1,9 +1,7 @@
 """Makes the inpainter a person's own: a few minutes of their bare face, and a small change of its weights."""
 
-import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,7 +22,8 @@ from unmask.models.inpainter import Inpainter
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.models.person import BASE_KEY, base_hash
 from unmask.train.config import Phase, Recipe, Split
-from unmask.train.data import PICTURE_SUFFIXES, CropWriter, FaceCrops, largest_face, read_rgb
+from unmask.train.data import PICTURE_SUFFIXES, CropWriter, FaceCrops, largest_face, read_rgb, writing_crops
+from unmask.train.files import ended_like_ctrl_c
 from unmask.train.inpainter import PaintTrainer
 from unmask.train.mask_judge import MaskJudge
 from unmask.train.video import VIDEO_SUFFIXES, spread_frames
@@ -180,7 +179,7 @@ def personalize(
         UserError: too few bare faces are found.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; nothing is written.
     """
-    with _ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
+    with ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
         folder = Path(name)
         crops, masked = collect_faces(sources, folder, notice)
         trainer = PaintTrainer(_recipe(folder, steps), PersonalInpainter)
@@ -192,16 +191,6 @@ def personalize(
         out.write_bytes(save(model.change(), {BASE_KEY: base_hash()}))  # `save_file` makes files for their owner alone
         held_out = len(trainer.validation)
     return Personalized(len(crops.names) - held_out, held_out, masked, before, after, out.stat().st_size)
-
-
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends what runs meanwhile as Ctrl-C does, so that no temporary file stays."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _recipe(folder: Path, steps: int) -> Recipe:
@@ -273,7 +262,7 @@ def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tupl
     if not videos and not pictures:
         raise UserError(f"no video and no picture in {', '.join(map(str, sources))}")
     alone = len(videos) + len(pictures) == 1
-    with CropWriter(folder, MOST_FACES * len(videos) + len(pictures)) as writer:
+    with writing_crops(folder, MOST_FACES * len(videos) + len(pictures)) as writer:
         collector = _Collector(writer)
         for source in (*([video] for video in videos), pictures):
             collector.add(_pictures(source, None if alone else notice))

@@ -13,6 +13,7 @@ from typing import Final
 
 from unmask.errors import UserError
 from unmask.train.config import Recipe
+from unmask.train.files import DRAFT, json_of
 
 _FILE: Final = "data.json"
 _AT_THE_BEGINNING: Final = frozenset({"start", "encoder"})
@@ -40,11 +41,11 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def hash_of(place: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    """SHA-256 of a file, or of the names and contents of all files below a folder but drafts of what it will hold."""
     if place.is_file():
         return _file_hash(str(place.resolve()), place.stat().st_size, place.stat().st_mtime_ns)
     digest = hashlib.sha256()
-    for file in sorted(p for p in place.rglob("*") if p.is_file()):
+    for file in sorted(p for p in place.rglob("*") if p.is_file() and not p.parent.name.startswith(DRAFT)):
         digest.update(f"{file.relative_to(place).as_posix()}\0{hash_of(file)}\n".encode())
     return digest.hexdigest()
 
@@ -76,7 +77,7 @@ def check(folder: Path, found: Mapping[str, str]) -> None:
 
 
 def pinned(folder: Path) -> dict[str, str]:
-    """The hashes that a run began with; none where it has not begun."""
+    """The hashes that a run began with; none where it has not begun. Raises UserError where they are damaged."""
     file = folder / _FILE
-    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    known: dict[str, str] = json_of(file) if file.is_file() else {}
     return known

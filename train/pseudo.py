@@ -7,6 +7,7 @@ from the mask, where they are in the least doubt.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,8 +19,9 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE
-from unmask.train.data import PICTURE_SUFFIXES, read_rgb, warp_crop
+from unmask.train.data import PICTURE_SUFFIXES, Notice, read_or_say, read_rgb, warp_crop
 from unmask.train.evaluate import find_pairs, whole_picture
+from unmask.train.files import check_whole, reading, whole_files
 from unmask.train.materials import Masked
 
 U8 = npt.NDArray[np.uint8]
@@ -27,6 +29,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
+_INDEX: Final = "index.json"
 _VIEWS: Final = tuple((scale, turn, mirror) for scale in (0.9, 1.05, 1.2) for turn in (-8, 8) for mirror in (0, 1))
 _UNSURE: Final = (0.25, 0.75)
 _FAINT: Final = 0.012
@@ -87,8 +90,7 @@ def _pictures(folders: Sequence[Path]) -> list[Path]:
     return [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
 
 
-def _faces(picture: Path, locate: Callable[[U8], Sequence[F64]]) -> list[U8]:
-    rgb = read_rgb(picture)
+def _faces(rgb: U8, locate: Callable[[U8], Sequence[F64]]) -> list[U8]:
     return [warp_crop(rgb, matrix)[0] for matrix in locate(rgb)]
 
 
@@ -99,6 +101,7 @@ def label_pictures(
     locate: Callable[[U8], Sequence[F64]],
     out: Path,
     progress: Progress,
+    notice: Notice = print,
 ) -> dict[str, int]:
     """Label every masked face of some pictures, and write what is usable.
 
@@ -112,15 +115,16 @@ def label_pictures(
         locate: gives the (2, 3) maps to the canonical crops of a picture's faces.
         out: made if need be.
         progress: is told how many of how many pictures are done.
+        notice: takes a line for each picture that cannot be read, which is left out.
 
     Returns:
         How many crops were written, and how many faces were left out and why.
 
     Raises:
-        UserError: no pictures, or nothing usable in them.
+        UserError: no pictures, nothing usable in them, or one of `apart_from` cannot be read.
     """
     pictures = _pictures(folders)
-    apart = [fingerprint(crop) for path in _pictures(apart_from) for crop in _faces(path, locate)]
+    apart = [fingerprint(crop) for path in _pictures(apart_from) for crop in _faces(read_rgb(path), locate)]
     kept_apart = np.array(apart).reshape(-1, _FINGERPRINT_SIDE**2)
     crops: list[U8] = []
     labels: list[U8] = []
@@ -128,7 +132,8 @@ def label_pictures(
     counts = {"crops": 0, "faces kept apart": 0, "faces without a sure label": 0}
     for done, picture in enumerate(pictures):
         progress(done, len(pictures))
-        for crop in _faces(picture, locate):
+        rgb = read_or_say(picture, notice)
+        for crop in _faces(rgb, locate) if rgb is not None else ():
             if max(float((kept_apart @ fingerprint(x)).max(initial=0)) for x in (crop, crop[:, ::-1])) > _SAME_PICTURE:
                 counts["faces kept apart"] += 1
                 continue
@@ -234,10 +239,14 @@ def write_labelled(folder: Path, locate: Callable[[U8], F64 | None], out: Path) 
 
 
 def _write(out: Path, crops: list[U8], labels: list[U8], names: list[str]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "crops.npy", np.array(crops))
-    np.save(out / "labels.npy", np.array(labels))
-    (out / "index.json").write_text(json.dumps(names))
+    with whole_files(out, _INDEX) as draft:
+        np.save(draft / "crops.npy", np.array(crops))
+        np.save(draft / "labels.npy", np.array(labels))
+        (draft / _INDEX).write_text(json.dumps(names))
+
+
+def _reading(folder: Path) -> AbstractContextManager[None]:
+    return reading(folder, "labels", f"make them with: unmask data label PICTURES -o {folder}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +264,16 @@ class PseudoLabels:
     @staticmethod
     def names(folder: Path) -> list[str]:
         """Of the pictures in a folder that `open` takes."""
-        return list(json.loads((folder / "index.json").read_text()))
+        with _reading(folder):
+            return list(json.loads((folder / _INDEX).read_text()))
 
     @classmethod
     def open(cls, folder: Path) -> "PseudoLabels":
-        """Raises UserError where the folder was not written by `unmask data label`."""
-        try:
-            return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("crops", "labels")))
-        except OSError as error:
-            raise UserError(
-                f"'{folder}' holds no labels; make them with: unmask data label PICTURES -o {folder}"
-            ) from error
+        """Raises UserError where the folder was not written by `unmask data label`, or not to the end."""
+        with _reading(folder):
+            crops, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("crops", "labels"))
+            check_whole(crops, labels, cls.names(folder))
+        return cls(crops, labels)
 
     def draw(
         self,

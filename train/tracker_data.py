@@ -19,7 +19,8 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.rows import BARE, MASKED, POINTS, WRONGLY, five_points_of, overlap
 from unmask.train.config import Recipe, Split
-from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, augment, background, read_rgb
+from unmask.train.data import PICTURE_SUFFIXES, FaceCrops, Notice, augment, background, read_or_say, read_rgb
+from unmask.train.files import check_whole, reading
 from unmask.train.masks import Worn, random_outline
 from unmask.train.materials import (
     Masked,
@@ -34,6 +35,9 @@ from unmask.train.turning import random_turn, turn_head
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+
+SCENES: Final = "scenes.json"
+"""What is written last."""
 
 FACE_SIZE: Final = 160
 """Width and height of a drawn face in px."""
@@ -143,7 +147,7 @@ def prepare_faces(crops: Path, textures: Path, out: Path, variants: int, progres
     Args:
         crops: folder written by `unmask data crops`; its validation split is left out.
         textures: folder of mask pictures.
-        out: made if need be.
+        out: where the files are written, from the beginning on; `files.whole_files` has them appear at the end.
         variants: how often each face is drawn.
         progress: is told how many of how many are done.
 
@@ -152,7 +156,6 @@ def prepare_faces(crops: Path, textures: Path, out: Path, variants: int, progres
     """
     faces, templates = FaceCrops.open(crops), load_templates(textures)
     indices = np.random.default_rng(0).permutation(np.tile(faces.split(False), variants))
-    out.mkdir(parents=True, exist_ok=True)
     count, side = len(indices), FACE_SIZE
     rgb = np.lib.format.open_memmap(out / "faces.npy", "w+", np.uint8, (count, side, side, 3))
     inside = np.lib.format.open_memmap(out / "inside.npy", "w+", np.uint8, (count, side, side))
@@ -174,10 +177,19 @@ def read_boxes(folder: Path) -> dict[str, list[_Label]]:
     Raises:
         UserError: there is no `boxes.csv`, or a line of it is no box.
     """
-    return _read_labels(folder / "boxes.csv", _LABELS)
+    return _labels_in(folder / "boxes.csv", _LABELS)
 
 
-def _read_labels(path: Path, kinds: Mapping[str, int]) -> dict[str, list[_Label]]:
+def read_labels(scenes: Path, more: Path | None) -> tuple[dict[str, list[_Label]], dict[str, list[_Label]]]:
+    """As `read_boxes`, of a folder of scenes, and of a file with what its boxes leave out, none where it is None.
+
+    Raises:
+        UserError: one of them is missing or broken.
+    """
+    return read_boxes(scenes), _labels_in(more, _MORE_LABELS) if more else {}
+
+
+def _labels_in(path: Path, kinds: Mapping[str, int]) -> dict[str, list[_Label]]:
     boxes: dict[str, list[_Label]] = {}
     try:
         with path.open(newline="") as file:
@@ -200,6 +212,7 @@ def prepare_scenes(
     progress: Callable[[int, int], None],
     more: Path | None = None,
     profiles: Mapping[str, Sequence[F32]] = MappingProxyType({}),
+    notice: Notice = print,
 ) -> int:
     """List the pictures with real masked faces that are trained on: `scenes.json` and `scene_points.npy`.
 
@@ -218,14 +231,15 @@ def prepare_scenes(
             face and is none.
         profiles: (468, 3) landmarks of faces in profile, by the file names of `more`; they take the place of those that
             are found there.
+        notice: takes a line for each picture that cannot be read, which is left out.
 
     Returns:
         How many boxes are listed.
 
     Raises:
-        UserError: a file of labels is missing or broken.
+        UserError: a file of labels is missing or broken, or none of the pictures can be read.
     """
-    boxes, others = read_boxes(scenes), _read_labels(more, _MORE_LABELS) if more else {}
+    boxes, others = read_labels(scenes, more)
     todo: list[tuple[Path, list[_Label] | None]] = [
         (scenes / name, [*found, *others.get(name, ())])
         for name, found in sorted(boxes.items())
@@ -234,19 +248,25 @@ def prepare_scenes(
     todo += [(p, None) for f in stills for p in sorted(f.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
     listed: list[dict[str, Any]] = []
     points: list[F32] = []
+    unread = 0
     for done, (path, labelled) in enumerate(todo):
         progress(done, len(todo))
         name = path.name if labelled is not None else f"{path.parent.name}/{path.name}"
+        if (rgb := read_or_say(path, notice)) is None:
+            unread += 1
+            continue
         aside = profiles.get(name, ())
-        seen = [*_elsewhere(locate(read_rgb(path)), aside), *aside]
+        seen = [*_elsewhere(locate(rgb), aside), *aside]
         if labelled is None:
             kind = WRONGLY if path.parent.name == "incorrect" else MASKED
             labelled = others.get(name, [])
             labelled = [*labelled, *((kind, box) for box in _unlabelled(seen, labelled))]
         if faces := _listed(labelled, seen, points, len(aside)):
             listed.append({"file": str(path.resolve()), "faces": faces})
+    if todo and unread == len(todo):
+        raise UserError(f"none of the {unread} pictures that are listed can be read; they belong beside boxes.csv")
     np.save(out / "scene_points.npy", np.array(points, np.float32).reshape(-1, 468, 3))
-    (out / "scenes.json").write_text(json.dumps(listed))
+    (out / SCENES).write_text(json.dumps(listed))
     return sum(len(entry["faces"]) for entry in listed)
 
 
@@ -326,15 +346,14 @@ class TrackerData:
 
     @classmethod
     def open(cls, folder: Path) -> "TrackerData":
-        """Raises UserError where the folder was not written by `unmask data tracker`."""
-        try:
-            listed = json.loads((folder / "scenes.json").read_text())
+        """Raises UserError where the folder was not written by `unmask data tracker`, or not to the end."""
+        with reading(folder, "data for the tracker", "see unmask data tracker --help"):
+            listed = json.loads((folder / SCENES).read_text())
             mesh = np.load(folder / "scene_points.npy")
             faces, inside = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("faces", "inside"))
             points, kinds = np.load(folder / "points.npy"), np.load(folder / "kinds.npy")
-        except OSError as error:
-            raise UserError(f"'{folder}' holds no data for the tracker; see unmask data tracker --help") from error
-        scenes = tuple(_scene(entry, mesh) for entry in listed)
+            check_whole(faces, inside, points, kinds, drawn=inside)
+            scenes = tuple(_scene(entry, mesh) for entry in listed)
         scene_of_face = np.repeat(np.arange(len(scenes)), [len(s.boxes) + len(s.nothing) for s in scenes])
         profiles = tuple((i, int(j)) for i, scene in enumerate(scenes) for j in np.nonzero(scene.profile)[0])
         return cls(faces, inside, points, kinds, scenes, scene_of_face, profiles)

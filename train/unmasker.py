@@ -127,7 +127,7 @@ class UnmaskTrainer(ObjectiveTrainer[Batch]):
             found, label = logits > 0, batch.mask > 0
             both += (found & label).sum().item()
             either += (found | label).sum().item()
-        return {"validation_psnr": float(np.mean(values)), "validation_iou": both / max(either, 1.0)}
+        return {"validation_psnr": float(np.mean(values or [np.nan])), "validation_iou": both / max(either, 1.0)}
 
     @torch.no_grad()
     def sheet(self, size: int) -> U8:

@@ -49,7 +49,7 @@ def crops(
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
     with counting("pictures") as progress:
-        written, faceless = prepare_crops(folders, output, progress, landmarks)
+        written, faceless = prepare_crops(folders, output, progress, landmarks, say)
     print(f"{written} crops in {output}, {faceless} pictures without a face")
 
 
@@ -73,7 +73,7 @@ def label(
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
     engine = load("segmenter", choose(device))
     with counting("pictures") as progress:
-        counts = label_pictures(engine, folders, apart_from or (), crops_of_faces, output, progress)
+        counts = label_pictures(engine, folders, apart_from or (), crops_of_faces, output, progress, say)
     _print_counts(counts)
 
 
@@ -128,17 +128,20 @@ def tracker(
 ) -> None:
     """Draw faces with masks and list real ones, to train detector and landmarker."""
     from unmask.stream.stills import landmarks_of_faces
+    from unmask.train.files import whole_files
     from unmask.train.profiles import fit_profiles
-    from unmask.train.tracker_data import prepare_faces, prepare_scenes
+    from unmask.train.tracker_data import SCENES, prepare_faces, prepare_scenes, read_labels
 
     for folder in (scenes, textures, *(stills or ())):
         if not folder.is_dir():
             raise UserError(f"'{folder}' is not a folder; give folders of pictures")
+    read_labels(scenes, more_labels)  # what is wrong with them is said now, not after hours of drawing
     fitted = fit_profiles(profiles, crops) if profiles else {}
-    with counting("faces") as progress:
-        drawn = prepare_faces(crops, textures, output, variants, progress)
-    with counting("pictures") as progress:
-        listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, output, progress, more_labels, fitted)
+    with whole_files(output, SCENES) as draft:
+        with counting("faces") as progress:
+            drawn = prepare_faces(crops, textures, draft, variants, progress)
+        with counting("pictures") as progress:
+            listed = prepare_scenes(scenes, stills or [], landmarks_of_faces, draft, progress, more_labels, fitted, say)
     print(f"{drawn} drawn faces and {listed} real ones in {output}")
 
 
@@ -213,12 +216,15 @@ def frames(
         float,
         typer.Option(metavar="0..1", min=0, max=1, help="Of two frames more alike the sharper is kept."),
     ] = 0.985,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace pictures and sound of these videos that exist.")
+    ] = False,
 ) -> None:
     """A person's own data set from video: aligned crops of the sharpest frames, no picture twice, the sound as WAV."""
     from unmask.train.dataset import extract_frames
 
     with counting("videos") as progress:
-        counts = extract_frames(videos, output, fps, size, progress, alike)
+        counts = extract_frames(videos, output, fps, size, progress, alike, overwrite=overwrite)
     _print_counts(counts)
 
 
@@ -423,11 +429,11 @@ def export(
 
 
 def _averaged_weights(network: str, checkpoint: Path) -> "dict[str, Tensor]":
-    import torch
+    from unmask.train.loop import read_state
 
     if not checkpoint.is_file():
         raise UserError(f"no checkpoint '{checkpoint}': give the state.pt of a training run")
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    state = read_state(checkpoint)
     trained, sizes = state.get("network", network), state.get("recipe", {}).get("sizes", {})
     trained = "segmenter" if trained in ("ear-loops", "more-masks") else trained  # parts of it
     if trained != network or sizes:
