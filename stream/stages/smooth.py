@@ -1,5 +1,6 @@
 """Smooth: steadies what is painted from frame to frame, in face space, and puts it into the picture."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -19,9 +20,9 @@ _BEND_PX: Final = 4.0
 """Movement of the points, beyond what an affine map explains, at which the weight has fallen to 1/e (crop px)."""
 _LIGHT: Final = 12.0
 """Difference in colour, averaged over the painted part, at which the weight has fallen to 1/e (of 255)."""
-_UNLIKE: Final = 20.0
-"""Difference from pixel to pixel, beyond that of colour as a whole, from which on little is kept (of 255): what was
-shown before does not lie where the face is now, whatever the points say."""
+_UNLIKE: Final = 25.0
+"""Standard deviation of that difference from pixel to pixel, from which on little is kept (of 255): what was shown
+before does not lie where the face is now, whatever the points say."""
 _STILL_PX: Final = 0.15
 """Below this movement the frame before is not resampled: resampling blurs a little each time."""
 
@@ -39,12 +40,13 @@ class _Memory:
     """What was shown of a face.
 
     Attributes:
-        rgba: (S, S, 4) float32 0..255, what was painted, and as the fourth channel where: elsewhere a network's picture
-            means nothing.
+        painted: (S, S, 3) float32, 0..255.
+        mask: (S, S) uint8, above 0 where that was shown: elsewhere a network's picture means nothing.
         points: (468, 2) float32 landmarks in px of the crop.
     """
 
-    rgba: F32
+    painted: F32
+    mask: U8
     points: F32
 
 
@@ -57,16 +59,18 @@ def _around(mask: U8) -> tuple[slice, slice] | None:
     return rows, slice(max(0, x - _AROUND_PX), min(CROP_SIZE, x + width + _AROUND_PX))
 
 
-def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32, float]:
-    """What was shown in `part` of the crop, moved by an affine map of the points, and what that map leaves, px."""
+def _moved(memory: _Memory, points: F32, part: tuple[slice, slice]) -> tuple[F32, U8, float]:
+    """What was shown in `part` of the crop, and where, moved by an affine map of the points; and what that map leaves,
+    px."""
     matrix, bend = fit_affine(memory.points, points)
     if largest_move(matrix) <= _STILL_PX:
-        return memory.rgba[part], bend
+        return memory.painted[part], memory.mask[part], bend
     rows, columns = part
     matrix[:, 2] -= (columns.start, rows.start)
-    size, flags = (columns.stop - columns.start, rows.stop - rows.start), cv2.INTER_CUBIC
-    warped = cv2.warpAffine(memory.rgba, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(warped, np.float32), bend
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    painted = cv2.warpAffine(memory.painted, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    mask = cv2.warpAffine(memory.mask, matrix, size, flags=cv2.INTER_NEAREST)
+    return np.asarray(painted, np.float32), np.asarray(mask, np.uint8), bend
 
 
 class Smooth(Stage):
@@ -103,33 +107,30 @@ class Smooth(Stage):
         return (frame,)
 
     def _steady(self, face: Face) -> None:
-        now = np.dstack([face.pictures.painted, face.pictures.mask]).astype(np.float32)
+        now, mask = face.pictures.painted.astype(np.float32), face.pictures.mask
         memory = None if face.reset else self._memory.get(face.track_id)
         if face.still and memory is not None:
             points = memory.points  # which may be better ones than the tracker's, if a mask covers eyes
         else:
             points = transform_points(face.crop_from_frame, face.landmarks_px)
-        part = _around(face.pictures.mask)
+        part = _around(mask)
         if memory is not None and part is not None:
-            past, bend = (memory.rgba[part], 0.0) if face.still else _moved(memory, points, part)
-            change = self._change(past, bend, now[part])
-            shown = now[part][..., :3] + cv2.GaussianBlur(change, (_FINE_PX, _FINE_PX), 0)
+            still = memory.painted[part], memory.mask[part], 0.0
+            past, known, bend = still if face.still else _moved(memory, points, part)
+            change = self._change(past, now[part], cv2.min(known, mask[part]), bend)
+            shown = now[part] + cv2.GaussianBlur(change, (_FINE_PX, _FINE_PX), 0)
             face.pictures.painted[part] = np.clip(shown + 0.5, 0, 255).astype(np.uint8)
-            now[part][..., :3] = shown
-        self._memory[face.track_id] = _Memory(now, points)
+            now[part] = shown
+        self._memory[face.track_id] = _Memory(now, mask.copy(), points)
 
-    def _change(self, past: F32, bend: float, now: F32) -> F32:
-        """How far to go from what is painted now, (H, W, 4) float32, to `past`, what was shown in the frame before,
-        after which points have moved by `bend` px besides: (H, W, 3) float32."""
-        change = past[..., :3] - now[..., :3]
-        both = cv2.min(past[..., 3], now[..., 3])
-        inner = cv2.compare(both, 127, cv2.CMP_GT)
-        colour = cv2.mean(change, mask=inner)[:3]
-        light = float(np.abs(colour).mean())
-        unlike = float(np.mean(cv2.mean(np.abs(change - np.array(colour, np.float32)), mask=inner)[:3]))
+    def _change(self, past: F32, now: F32, both: U8, bend: float) -> F32:
+        """How far to go from what is painted now, (H, W, 3) float32, to `past`, what was shown in the frame before,
+        where both were (not 0), after which points have moved by `bend` px besides: (H, W, 3) float32."""
+        change = cv2.copyTo(cv2.subtract(past, now), both)
+        mean, spread = cv2.meanStdDev(change, mask=both)
+        light, unlike = float(np.abs(mean).mean()), float(spread.mean())
         exponent = (bend / _BEND_PX) ** 2 + (light / _LIGHT) ** 2 + (unlike / _UNLIKE) ** 4
-        weight = self._keep * np.exp(-exponent) * np.clip(both / 255, 0, 1)
-        return np.asarray(weight[..., None] * change, np.float32)
+        return np.asarray(cv2.multiply(change, (self._keep * math.exp(-exponent),) * 4), np.float32)
 
     def summary(self) -> dict[str, Any]:
         return {}
