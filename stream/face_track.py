@@ -24,6 +24,9 @@ _SIZE_TOLERANCE: Final = 0.4
 _SIZE_MEMORY: Final = {True: 0.1, False: 0.03}
 """Share of the newest size in the usual one, where the newest close look was certain, and where it was not."""
 
+_SIZE_ELSEWHERE: Final = 0.5
+"""The same for a face that is found again elsewhere, beyond doubt: it may have come nearer meanwhile."""
+
 _APPEARANCE_MEMORY: Final = np.float32(0.3)
 """Share of the newest look in the usual one."""
 
@@ -104,6 +107,8 @@ class FaceTrack:
     def restart(self, sighting: Sighting, seconds: float) -> None:
         """Begin anew where the face was found again; nothing remembered is used."""
         self.raw_px, self.score = sighting.landmarks_px, sighting.score
+        if self.score >= _CERTAIN_SCORE:
+            self.size_px += _SIZE_ELSEWHERE * (box_size(points_box(self.raw_px)) - self.size_px)
         self.misses, self.fresh, self.seen_seconds = 0, True, seconds
         self.found_in_a_row = 1
         self.likeness: Likeness | None = None

@@ -423,6 +423,24 @@ def test_real_masked_people_are_followed(shared: Path, name: str, people: int, f
     assert len(always) >= people
 
 
+@pytest.mark.shared
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_face_is_found_where_it_has_gone_between_frames_that_are_far_apart(shared: Path, *, spread: bool) -> None:
+    """A slow camera or machine: nothing is given where the face was."""
+    stage, found = None, []
+    for frame in read_video(shared / "data" / "videos" / "masked" / "handheld-yaw-544p.mp4", 86):
+        if frame.index % 5:
+            continue
+        if stage is None:
+            stage = Track(spread=spread)
+            stage.open(Context(frame.layout))
+        stage.process(frame)
+        found.append(list(frame.faces))
+    assert len(found) == 18
+    assert {len(faces) for faces in found[2:]} == {1}, "at first a car is in doubt, too"
+    assert len({faces[0].track_id for faces in found[2:]}) == 1
+
+
 def read_video(path: Path, count: int) -> Iterator[Frame]:
     with av.open(str(path)) as container:
         for index, source in zip(range(count), container.decode(video=0), strict=False):

@@ -1,6 +1,7 @@
 """The stage that finds the faces of each frame, tells who is who, and places their canonical crops."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final
@@ -73,6 +74,9 @@ that slip leave doubt that says nothing."""
 _STAYS: Final = 1.15
 """How much larger a face must be to take the turn of another where there are more than are to be given: of two of one
 size neither is to flicker."""
+
+_FAR_APART: Final = 0.08
+"""Seconds between two frames from which on a face may have gone anywhere meanwhile, and nothing can be put off."""
 
 _SEARCH_EVERY_EMPTY: Final = 2
 """Frames between searches while no face is in sight, or one was lost."""
@@ -156,6 +160,8 @@ class Track(Stage):
         self._cuts = 0
         self._put_off = self._moved_along = 0
         self._runs_before = self._run_limit = 0
+        self._seconds, self._far_apart = 0.0, False
+        self._seen: list[Detection] | None = None
         self._begin_scene()
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -164,6 +170,8 @@ class Track(Stage):
         frame.discontinuity = frame.discontinuity or cut
         if frame.discontinuity:
             self._begin_scene()
+        self._far_apart = frame.pts_seconds - self._seconds > _FAR_APART
+        self._seconds, self._seen = frame.pts_seconds, None
         self._runs_before = self._finder.detector_runs
         self._run_limit = min(self._run_limit, self._runs_before) + _RUNS_PER_FRAME
         for track in sorted(self._tracks, key=lambda track: -track.waits):
@@ -200,7 +208,8 @@ class Track(Stage):
     def _may_run(self, *, alone: bool) -> bool:
         """Whether what can wait may begin in this frame; `alone` where it takes a whole frame's share."""
         runs = self._finder.detector_runs
-        return not self._spread or (runs < self._run_limit and not (alone and runs > self._runs_before))
+        within = runs < self._run_limit and not (alone and runs > self._runs_before)
+        return within or not self._spread or self._far_apart
 
     def _may_look(self, track: FaceTrack, *, around: bool) -> bool:
         """Whether a close look at a face, or a search around it, may begin. If not, the face is the first to have one.
@@ -248,7 +257,7 @@ class Track(Stage):
 
     def _follow(self, track: FaceTrack, frame: Frame) -> None:
         """Find a known face in the next frame."""
-        look = track.waits > 0 or self._look_is_due(track, frame)
+        look = track.waits > 0 or self._look_is_due(track, frame) or self._far_apart
         if track.misses > _MAX_MISSES:
             if look and self._may_look(track, around=True):
                 self._find_again(track, frame)
@@ -300,16 +309,28 @@ class Track(Stage):
 
     def _look_around(self, track: FaceTrack, frame: Frame, sighting: Sighting) -> Sighting:
         """The better one of a sighting and of what a wider search finds near it."""
-        around = self._finder.search_around(frame, box_centre(points_box(track.raw_px)), track.size_px)
+        centre = box_centre(points_box(track.raw_px))
+        around = self._finder.search_around(frame, centre, track.size_px)
         proposal = next((d for d in around if self._is_free(d.box_px, track)), None)
+        if proposal is None and self._far_apart:
+            seen = [d for d in self._everywhere(frame) if self._is_free(d.box_px, track)]
+            proposal = min(seen, key=lambda d: math.dist(box_centre(d.box_px), centre), default=None)
         if proposal is None:
             return sighting
         return max(sighting, self._finder.fit(frame, proposal), key=track.belief)
+
+    def _everywhere(self, frame: Frame) -> list[Detection]:
+        """What may be faces in the whole picture, looked at once in a frame."""
+        if self._seen is None:
+            self._seen = self._finder.search(frame, self._finder.overviews[0])
+        return self._seen
 
     def _found(self, track: FaceTrack, sighting: Sighting, frame: Frame) -> None:
         """Take a sighting for a known face, smoothly if it is about where it should be."""
         if track.misses > _MAX_MISSES or track.jumps_to(sighting.landmarks_px):
             track.restart(sighting, frame.pts_seconds)
+            if self._far_apart:  # jumps are nothing strange there
+                track.confirm(sighting)
         else:
             track.confirm(sighting)
             track.advance(sighting.landmarks_px, frame.pts_seconds)
@@ -320,7 +341,8 @@ class Track(Stage):
     def _search(self, frame: Frame) -> None:
         """Look for faces that are not known yet, if it is time to."""
         self._search_in -= 1
-        if not self._opening and not self._proposed and self._search_in > 0:
+        lost = self._far_apart and any(track.misses for track in self._tracks)
+        if not self._opening and not self._proposed and self._search_in > 0 and not lost:
             return
         self._search_waits = not self._may_run(alone=True)
         if self._search_waits:
@@ -455,6 +477,8 @@ class Track(Stage):
 
     def _given_misses(self, track: FaceTrack) -> int:
         """How many looks in a row may miss a face that is given all the same."""
+        if self._far_apart:
+            return 0
         turns_away = track.proven and track.score < _NEW_SCORE and not self._finder.slips
         return _MAX_MISSES_IN_DOUBT if turns_away else _MAX_MISSES
 
