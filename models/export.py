@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from unmask.errors import UserError
@@ -31,7 +31,7 @@ of the segmenter bear them worst, and cost next to nothing."""
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
     """Write weights as safetensors, floating-point ones in half precision."""
     half = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
-    save_file(half, path)
+    path.write_bytes(save(half))  # `save_file` makes files for their owner alone
 
 
 @contextmanager

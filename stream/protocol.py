@@ -35,7 +35,8 @@ NOT_EVIDENCE: Final = "What is painted is a plausible face, never evidence of wh
 
 Count = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Session = Annotated[str, Meta(max_length=64)]
-Side = Annotated[int, Meta(ge=0, le=MAX_SIDE)]
+Side = Annotated[int, Meta(ge=0, le=MAX_ID)]
+"""`check_size` refuses what is too long, as a limit: to a client that is another thing than a malformed message."""
 
 
 class ProtocolError(Exception):

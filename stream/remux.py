@@ -80,6 +80,7 @@ class _Track:
         hidden: the last packet, where an edit list hides it.
         begins: True until the first packet of another part than the first is written.
         overlap: seconds of sound that were left out for the part before.
+        damaged: packets that the muxer refused, as those of which a part is missing.
     """
 
     source: Stream
@@ -91,6 +92,7 @@ class _Track:
     hidden: "Packet[Stream] | None" = None
     begins: bool = False
     overlap: Fraction = Fraction(0)
+    damaged: int = 0
 
 
 class StreamCopy:
@@ -117,11 +119,15 @@ class StreamCopy:
     @property
     def left_out(self) -> list[str]:
         """What the output does not hold, with the reason."""
-        overlaps = [track for track in self._tracks.values() if track.overlap]
-        return self._left_out + [
-            f"{_describe(track.source)}: {float(track.overlap):.2f} s at the beginning of parts, over the parts before"
-            for track in overlaps
-        ]
+        lines = list(self._left_out)
+        for track in self._tracks.values():
+            if track.overlap:
+                seconds = f"{float(track.overlap):.2f} s at the beginning of parts, over the parts before"
+                lines.append(f"{_describe(track.source)}: {seconds}")
+            if track.damaged:
+                packets = f"{track.damaged} damaged packet{'' if track.damaged == 1 else 's'}"
+                lines.append(f"{_describe(track.source)}: {packets}")
+        return lines
 
     def __bool__(self) -> bool:
         return bool(self._tracks)
@@ -234,9 +240,14 @@ class StreamCopy:
             return
         track.begins = False
         self._make_later(packet, track.written)
-        track.written = track.written if packet.dts is None else packet.dts
+        time = packet.dts
         packet.stream = track.target
-        self._output.mux_one(packet)
+        try:
+            self._output.mux_one(packet)
+        except av.error.InvalidDataError:  # of the packet; that of a full disk and the like is another
+            track.damaged += 1
+        else:
+            track.written = track.written if time is None else time
 
     def _make_later(self, packet: "Packet[Stream]", written: int | None) -> None:
         """Muxers refuse packets that do not go forward in time, which damaged files have, in ticks of their own."""

@@ -187,6 +187,13 @@ def test_report_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError)
 
 
+def test_report_of_another_suffix_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "quick_cases", lambda: ())
+    result = CliRunner().invoke(app, ["bench", "--device", "cpu", "--report", str(tmp_path / "bench.txt")])
+    assert isinstance(result.exception, UserError)
+    assert "must be named FILE.json" in str(result.exception)
+
+
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,21 @@ def test_pairs_are_the_same_whoever_makes_them(faces: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "one") != contents(tmp_path / "other")
 
 
+def test_pairs_made_with_other_options_are_not_mixed(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call("data", "masks", faces, "-o", out, "--size", "64")
+    before = contents(out)
+    with pytest.raises(UserError, match="made with another --seed and --size; choose another folder"):
+        call("data", "masks", faces, "-o", out, "--size", "96", "--seed", "1")
+    assert "before: 2\n" in call("data", "masks", faces, "-o", out, "--size", "64", "--workers", "1")
+    assert contents(out) == before
+    (out / "options.json").unlink()  # as versions before this one left it
+    result = CliRunner().invoke(app, ["data", "masks", str(faces), "-o", str(out), "--size", "96"])
+    assert "those there are kept as they are" in result.stderr
+    assert "before: 2\n" in result.stdout
+    assert not (out / "options.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -286,6 +301,14 @@ def test_check_finds_what_is_wrong(faces: Path, portrait: Portrait, tmp_path: Pa
     assert cv2.imread(str(tmp_path / "sheet.jpg")).shape[1] == 12 * 96
 
 
+def test_check_says_how_many_sizes_it_leaves_out(tmp_path: Path) -> None:
+    for number in range(12):
+        picture = np.random.default_rng(number).integers(0, 256, (40 + number, 40, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+    output = call("data", "check", tmp_path)
+    assert (output.count(": 1\n"), "  and 2 others\n" in output) == (10, True)
+
+
 def test_crops_stay_where_making_them_anew_fails(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "crops"
     call("data", "crops", faces, "-o", out)
@@ -312,6 +335,9 @@ def test_pictures_that_cannot_be_read_are_left_out(faces: Path, portrait: Portra
     assert result.exit_code == 0
     assert "2 crops" in result.stdout
     assert "1 pictures without a face" in result.stdout
+    assert f"cannot read '{folder}/broken.jpg' as a picture; what cannot be read is left out" in result.stderr
+    result = CliRunner().invoke(app, ["data", "masks", str(folder), "-o", str(tmp_path / "pairs"), "--size", "64"])
+    assert (result.exit_code, "pairs: 2\n" in result.stdout, "unreadable: 1\n" in result.stdout) == (0, True, True)
     assert f"cannot read '{folder}/broken.jpg' as a picture; what cannot be read is left out" in result.stderr
     cv2.imwrite(str(folder / "masked.png"), portrait.masked[..., ::-1])
     assert "crops: 1\n" in call("data", "label", folder, "-o", tmp_path / "labels", "--device", "cpu")

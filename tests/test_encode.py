@@ -387,6 +387,19 @@ def test_what_the_container_cannot_hold_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_damaged_sound_is_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
+    path, sound = Clip(tmp_path / "in.ts").video().sound().write(), 0x101
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    inner = [i for i, p in enumerate(packets) if p[1] & 0x5F == sound >> 8 and p[2] == sound & 0xFF]  # none that begins
+    path.write_bytes(b"".join(packets[: inner[20]] + packets[inner[20] + 1 :]))
+    times, summary = transcode(probe(path), tmp_path / f"out{suffix}")
+    assert summary["left_out"] == ["audio stream 1 (aac): 2 damaged packets"]
+    assert len(times_in(tmp_path / f"out{suffix}")[0]) == len(times) == 25
+    assert len(copied(tmp_path / f"out{suffix}")[0][1]) == len(copied(path)[0][1]) - 2
+
+
 def test_only_one_video_is_written(tmp_path: Path) -> None:
     clip = Clip(tmp_path / "in.mkv").video()
     second = clip.output.add_stream("libx264", rate=25)

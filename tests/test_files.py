@@ -73,12 +73,16 @@ def test_a_mixture_is_not_taken_for_a_data_set(tmp_path: Path, monkeypatch: pyte
     assert names_in(tmp_path) == ["a", "b"]
 
 
-def test_sigterm_leaves_no_draft(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), whole_files(tmp_path):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert names_in(tmp_path) == []
-    assert signal.getsignal(signal.SIGTERM) is handler
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_no_draft(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with pytest.raises(KeyboardInterrupt), whole_files(tmp_path):
+            os.kill(os.getpid(), number)
+        assert names_in(tmp_path) == []
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_other_threads_write_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ from live_sources import (
 
 from unmask import cli
 from unmask.stream.frame import Frame, Layout
-from unmask.stream.live import push, state
+from unmask.stream.live import push, session, state
 from unmask.stream.live.feed import CameraFeed, FeedInfo, UrlFeed
 from unmask.stream.live.output import Output, Showing
 from unmask.stream.live.session import LiveDone, LiveSettings, OutputMaker, make_feed, run_live
@@ -384,6 +385,19 @@ def test_interrupting_once_finishes_the_recording(here: Path) -> None:
     assert f"{frames} frames" in out
 
 
+def test_waiting_for_a_server_that_says_nothing_can_be_stopped(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/live.ts"
+        run = Run(LiveSettings(source=url, record=tmp_path / "out.mp4", pipeline=CPU))
+        run.join(0.5)
+        assert run.is_alive()
+        run.cancel.drain()
+        run.join(3)
+    assert not run.is_alive()
+    assert "stopped; nothing was written" in str(run.error)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_interrupting_twice_leaves_nothing(here: Path) -> None:
     with _start(here, "--device", "cpu") as program:
         program.send_signal(signal.SIGINT)
@@ -461,10 +475,50 @@ BAD_USE: list[tuple[Callable[[], None], str, str]] = [
     (_nothing, "live --camera 0 --loop --latency", "--loop is for files"),
     (_nothing, "live http://127.0.0.1:9/ --record out.mp4", "check the address"),
     (_nothing, "live clip.mp4 --push ftp://host/x", "give rtsp://, rtmp://"),
+    (_nothing, "live clip.mp4 --push udp://127.0.0.1", "udp://127.0.0.1: give a port too, such as udp://"),
+    (_nothing, "live clip.mp4 --push udp://127.0.0.1:many", "its port is no number"),
+    (_nothing, "live clip.mp4 --record a.mp4 --record b.mp4", "--record can be given once"),
     (_nothing, "live clip.mp4 --push rtmp://me:secret@127.0.0.1:9/x", "push rtmp://127.0.0.1:9/x: Connection refused"),
     (_nothing, "live nonsense://here --record out.mp4", "check the address"),
     (_nothing, "live clip.mp4 --latency --device cuda:999", "cuda:999"),
 ]
+
+
+def _appearing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a file of this name come to be while the run is under way."""
+    real = session.run
+
+    def run_meanwhile(*arguments: Any, **options: Any) -> Any:
+        Path(name).write_bytes(b"dear to me")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(session, "run", run_meanwhile)
+
+
+def test_recording_whose_name_was_taken_meanwhile_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _appearing(monkeypatch, "out.mp4")
+    assert live("clip.mp4 --record out.mp4 --duration 0.5") == 2
+    assert sorted(os.listdir(here)) == ["clip.mp4", "out.mp4", "out.partial.mp4"]
+    assert Path("out.mp4").read_bytes() == b"dear to me"
+    with av.open("out.partial.mp4") as container:
+        assert next(container.decode(video=0))
+    said = "unmask: out.mp4: this name was taken in the meantime; the recording is out.partial.mp4"
+    assert capfd.readouterr().err.splitlines()[-1] == said
+
+
+def test_report_whose_name_was_taken_meanwhile_costs_only_the_report(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _appearing(monkeypatch, "r.json")
+    assert live("clip.mp4 --record out.ts --duration 0.5 --report r.json") == 2
+    assert sorted(os.listdir(here)) == ["clip.mp4", "out.ts", "r.json"]
+    assert Path("r.json").read_bytes() == b"dear to me"
+    out, err = capfd.readouterr()
+    assert "clip.mp4: " in out
+    assert "r.json: exists and is kept" in err
+    assert "left out: tags comment: .ts cannot hold them" in err
 
 
 @pytest.mark.parametrize(("prepare", "line", "says"), BAD_USE, ids=[line for _, line, _ in BAD_USE])

@@ -1,6 +1,7 @@
 """The page of `unmask live --http`, in a real browser without a screen."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -199,6 +200,16 @@ def test_nothing_is_served_without_the_token(tmp_path: Path, start: Callable[...
         refused.value.close()
     with urllib.request.urlopen(program.url, timeout=10) as answer:
         assert b"unmask live" in answer.read()
+
+
+def test_any_token_can_stand_in_the_address(tmp_path: Path, start: Callable[..., Program]) -> None:
+    flash_clip(tmp_path / "clip.mp4")
+    program = start("clip.mp4", "--loop", "--http-token", "aa&bb#cc dd+ee%41", "--report", "r.json", "--duration", "4")
+    with urllib.request.urlopen(program.url, timeout=10) as answer:
+        assert b"unmask live" in answer.read()
+    assert program.process.wait(60) == 0
+    (line,) = (one for one in json.loads((tmp_path / "r.json").read_text())["notices"] if one.startswith("page: "))
+    assert line.endswith("/?token=...")
 
 
 def test_other_machines_are_served_over_tls_only(tmp_path: Path, start: Callable[..., Program]) -> None:

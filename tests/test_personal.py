@@ -304,7 +304,12 @@ def then_signal(number: int, what: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("place", "name", "number"),
-    [(personal_module, "largest_face", signal.SIGTERM), (PaintTrainer, "step", signal.SIGINT)],
+    [
+        (personal_module, "largest_face", signal.SIGTERM),
+        (personal_module, "largest_face", signal.SIGHUP),
+        (PaintTrainer, "step", signal.SIGINT),
+        (PaintTrainer, "step", signal.SIGHUP),
+    ],
 )
 def test_stopped_it_says_so_and_leaves_nothing(
     place: Any,
@@ -315,6 +320,8 @@ def test_stopped_it_says_so_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("the tests run under nohup")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(place, name, then_signal(number, getattr(place, name)))

@@ -229,22 +229,49 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(optimizer: str, data: Path, 
     assert samples == ["0000004.jpg", "0000008.jpg"], "a sheet of samples for each epoch"
 
 
-def test_ctrl_c_ends_the_step_and_keeps_the_state(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_log_forgets_steps_that_are_done_again(saved: bool, data: Path, tmp_path: Path) -> None:
+    def trainer() -> Trainer[Any]:
+        return trainer_of(small_recipe("segmenter", data, tmp_path))
+
+    killed = trainer()
+    log = killed.run.folder / "log.jsonl"
+    for killed.run.done in (2, 4):
+        killed.run.log(loss=1.0)
+        if saved and killed.run.done == 2:
+            killed.run.save()
+    with log.open("a") as file:
+        file.write('{"step": 2')
+    assert trainer().run.resume() is saved
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == ([2] if saved else [])
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGHUP, signal.SIGHUP]])
+def test_signals_end_the_step_and_keep_the_state(
+    signals: list[signal.Signals],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    under_nohup = signal.getsignal(signal.SIGHUP)
+    if signal.SIGHUP in signals:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     trainer = trainer_of(small_recipe("segmenter", data, tmp_path, "phases.3.steps=5"))
     step = trainer.step
 
     def interrupted(phase: Phase, number: int, batch: Any) -> dict[str, float]:
         if number == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            for one in signals:
+                os.kill(os.getpid(), one)
         return step(phase, number, batch)
 
     monkeypatch.setattr(trainer, "step", interrupted)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signals[0])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signals[0]) is handler
+    signal.signal(signal.SIGHUP, under_nohup)
     assert torch.load(trainer.run.checkpoint, weights_only=True)["done"] == 3
     assert "the same command goes on from there" in capsys.readouterr().out
 

@@ -824,6 +824,14 @@ def test_opencv_example(server: Server, portrait: Portrait, tmp_path: Path) -> N
     assert np.abs(frames[-1] - before)[inside].mean() > 10
 
 
+@pytest.mark.parametrize("files", [[], ["missing.mp4", "out.mp4"]])
+def test_opencv_example_without_a_video_is_one_line(files: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "opencv_loop.py"), *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_javascript_example(server: Server, portrait: Portrait, tmp_path: Path) -> None:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:

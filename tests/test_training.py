@@ -21,7 +21,7 @@ from unmask.cli import app
 from unmask.errors import UnmaskError, UserError
 from unmask.models.blocks import membrane
 from unmask.models.engine import OpenVinoEngine, choose, load, weights_file
-from unmask.models.export import mean_of, ship
+from unmask.models.export import mean_of, save_weights, ship
 from unmask.models.geometry import transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.models.placement import STEP_PX, USUAL
@@ -481,6 +481,13 @@ def test_mean_of_weights_leaves_counters_alone() -> None:
     mean = mean_of([first, second])
     assert mean["w"].tolist() == [1.5, 1.5]
     assert mean["n"].item() == 5
+
+
+def test_weights_are_written_with_the_rights_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_weights({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert load_file(tmp_path / "x.safetensors")["x"].dtype is torch.float16
 
 
 def test_weights_that_do_not_fit_replace_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import local
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from unmask.errors import UserError
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_landmarks
 from unmask.models.mediapipe import FaceDetector, FaceMesh
-from unmask.train.data import PICTURE_SUFFIXES, largest_face, read_rgb, warp_crop
-from unmask.train.files import whole_files
+from unmask.train.data import PICTURE_SUFFIXES, Notice, largest_face, read_or_say, read_rgb, warp_crop
+from unmask.train.files import json_of, whole_files
 from unmask.train.materials import MATERIALS, draw_mask
 from unmask.train.pseudo import fingerprint
 from unmask.train.regions import REGIONS
@@ -65,23 +65,39 @@ def find_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def make_pairs(faces: Path, out: Path, options: MaskOptions, progress: Progress) -> dict[str, int]:
+_OPTIONS: Final = "options.json"
+
+
+def make_pairs(
+    faces: Path, out: Path, options: MaskOptions, progress: Progress, notice: Notice = print
+) -> dict[str, int]:
     """Write pairs with and without a mask for every picture of a folder that shows a face.
 
     Writes `masked/`, `mask/` (0 and 255) and `truth/` with the same names, PNG, and `landmarks/NAME.json` (468 points
     [x, y, z] in px, and the kind). Pictures that are done already are passed over, so that an interrupted call goes on.
+    `options.json` says how they were made.
+
+    Args:
+        notice: takes a line for each picture that cannot be read, which is left out, and one about pairs of which
+            nobody knows how they were made.
 
     Returns:
         How many pairs there are now, how many of them were there before, and how many pictures have no face.
 
     Raises:
-        UserError: no pictures, two that would be written under one name, an unknown kind or region.
+        UserError: no pictures, two that would be written under one name, an unknown kind or region, or pairs there that
+            were made with other options.
     """
     _check(options)
     pictures = find_pictures(faces)
     names = _pair_names(pictures, faces)
+    known = _made_like(out, options)
     for part in (*_PARTS, "landmarks"):
         (out / part).mkdir(parents=True, exist_ok=True)
+    if known or not any((out / "landmarks").iterdir()):
+        (out / _OPTIONS).write_text(json.dumps(_told(options)) + "\n")
+    else:
+        notice(f"nobody knows with which options the pairs in '{out}' were made; those there are kept as they are")
     tools = local()
 
     def work(path: Path, name: str) -> str:
@@ -89,15 +105,31 @@ def make_pairs(faces: Path, out: Path, options: MaskOptions, progress: Progress)
             return "before"
         if not hasattr(tools, "detector"):
             tools.detector, tools.mesh = FaceDetector(), FaceMesh()
-        return _make_pair(path, name, out, options, (tools.detector, tools.mesh))
+        return _make_pair(path, name, out, options, (tools.detector, tools.mesh), notice)
 
-    counts = {"pairs": 0, "before": 0, "without a face": 0}
+    counts = {"pairs": 0, "before": 0, "without a face": 0, "unreadable": 0}
     with ThreadPoolExecutor(options.workers) as pool:
         for done, result in enumerate(pool.map(work, pictures, names)):
             progress(done, len(pictures))
             counts[result] += 1
     counts["pairs"] += counts["before"]
     return counts
+
+
+def _told(options: MaskOptions) -> dict[str, object]:
+    """What decides how a pair looks."""
+    return {name: value for name, value in asdict(options).items() if name != "workers"}
+
+
+def _made_like(out: Path, options: MaskOptions) -> bool:
+    """Whether it is known how the pairs in a folder were made. Raises UserError where that is another way than now."""
+    if not (out / _OPTIONS).exists():
+        return False
+    known, wanted = json_of(out / _OPTIONS), _told(options)
+    other = [name for name in wanted if not isinstance(known, dict) or known.get(name) != wanted[name]]
+    if other:
+        raise UserError(f"the pairs in '{out}' were made with another --{' and --'.join(other)}; choose another folder")
+    return True
 
 
 def _pair_names(pictures: Sequence[Path], faces: Path) -> list[str]:
@@ -119,8 +151,12 @@ def _check(options: MaskOptions) -> None:
         raise UserError(f"unknown region '{options.region}'; use {', '.join(REGIONS)}")
 
 
-def _make_pair(path: Path, name: str, out: Path, options: MaskOptions, tools: tuple[FaceDetector, FaceMesh]) -> str:
-    rgb = read_rgb(path)
+def _make_pair(
+    path: Path, name: str, out: Path, options: MaskOptions, tools: tuple[FaceDetector, FaceMesh], notice: Notice
+) -> str:
+    rgb = read_or_say(path, notice)
+    if rgb is None:
+        return "unreadable"
     landmarks = largest_face(rgb, *tools)
     if landmarks is None:
         return "without a face"

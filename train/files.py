@@ -12,6 +12,7 @@ from threading import current_thread, main_thread
 from typing import Any, Final
 
 from unmask.errors import UserError
+from unmask.hangup import HANGUP, ending_signals, leave, terminals
 
 DRAFT: Final = ".unmask-draft-"
 """How the name of the folder begins that holds files until all of them are whole."""
@@ -54,15 +55,25 @@ def whole_files(folder: Path, seal: str = "") -> Iterator[Path]:
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends what runs meanwhile as Ctrl-C does, so that no temporary file stays."""
+    """SIGTERM and a closed terminal end what runs meanwhile as Ctrl-C does, so that no temporary file stays."""
     if current_thread() is not main_thread():  # only that one may, and only that one hears of signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    shown_on = terminals()
+
+    def on_signal(number: int, _: object) -> None:
+        if number == HANGUP:
+            leave(shown_on)
+            signal.signal(number, signal.SIG_IGN)  # shells pass it on, so that it may come twice
+        raise KeyboardInterrupt
+
+    numbers = [number for number in ending_signals() if number != signal.SIGINT]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

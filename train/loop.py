@@ -9,7 +9,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from threading import Event
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.errors import UnmaskError, UserError
+from unmask.hangup import HANGUP, ending_signals, leave, terminals
 from unmask.train import pins, processes
 from unmask.train.config import Phase, Recipe
 from unmask.train.data import Draw, FaceCrops, draws, prefetch
@@ -160,7 +161,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def remove_run(folder: Path) -> None:
     """Remove the files of a run, as `Run` writes them, and nothing else."""
     shutil.rmtree(folder / "samples", ignore_errors=True)
-    for name in ("state.pt", "state.tmp", "recipe.json", "data.json", "log.jsonl", "mlflow_run"):
+    for name in ("state.pt", "state.tmp", "recipe.json", "data.json", "log.jsonl", "log.tmp", "mlflow_run"):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -201,8 +202,9 @@ class Run:
         return self.folder / "state.pt"
 
     def resume(self) -> bool:
-        """Load the last checkpoint, if there is one."""
+        """Load the last checkpoint, if there is one. The log forgets steps after it, which are done again."""
         if not self.checkpoint.exists():
+            self._forget_steps_after(0)
             return False
         state = read_state(self.checkpoint)
         try:
@@ -218,7 +220,20 @@ class Run:
             self.ema.state[name].copy_(value)
         self.ema.steps, self.done = state["ema_steps"], state["done"]
         self._sums, self._counted = state["sums"], state["counted"]
+        self._forget_steps_after(self.done)
         return True
+
+    def _forget_steps_after(self, done: int) -> None:
+        """Take the lines of later steps out of the log, and one that was not written to its end."""
+        log = self.folder / "log.jsonl"
+        if processes.rank() or not log.exists():
+            return
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+        if len(kept) < len(lines):
+            temporary = log.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, log)
 
     def save(self) -> None:
         """Write the checkpoint; the old one is replaced only when the new one is whole."""
@@ -275,16 +290,24 @@ class Run:
 
 @contextmanager
 def stopped_between_steps(said: str) -> Iterator[Event]:
-    """Ctrl-C and SIGTERM set the event that this yields, and a line is said; the second one stops at once."""
+    """Ctrl-C and SIGTERM set the event that this yields, and a line is said; the second one stops at once.
+
+    A closed terminal sets it too, and no more than that: shells pass its SIGHUP on, so that it may come twice.
+    """
     stop = Event()
+    shown_on = terminals()
 
     def on_signal(number: int, _: object) -> None:
-        if said:
-            print(said, flush=True)
+        if number == HANGUP:
+            leave(shown_on)
+        else:
+            signal.signal(number, before[number])
+        if said and not stop.is_set():
+            with suppress(OSError):  # whoever read it may have gone
+                print(said, flush=True)
         stop.set()
-        signal.signal(number, before[number])
 
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in ending_signals()}
     for number in before:
         signal.signal(number, on_signal)
     try:

@@ -50,6 +50,8 @@ def bench(
     from unmask.stream.bench.run import full_cases, machine, measure, quick_cases
 
     choose(device, engine)
+    if report is not None and report.suffix.lower() != ".json":
+        raise UserError(f"{report}: a report must be named FILE.json")
     if report is not None and not report.absolute().parent.is_dir():
         raise UserError(f"{report}: its folder does not exist; make it first")
     about = machine()

@@ -1,11 +1,11 @@
 """What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean while a pipeline or a server runs."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from unmask.hangup import HANGUP, ending_signals, leave, terminals
 from unmask.progress import say
 
 STOPPED: Final = 130
@@ -15,8 +15,6 @@ FINISHING: Final = "stopping: finishing the frames under way; once more to stop 
 
 
 FINISHING_PICTURE: Final = "stopping: finishing the picture under way; once more to stop now and do without it"
-
-_HANGUP: Final[int | None] = getattr(signal, "SIGHUP", None)
 
 
 class Interruptible(Protocol):
@@ -43,11 +41,11 @@ def interruptible(work: Interruptible, line: str | None = None) -> Iterator[list
         The signals that have come so far.
     """
     came: list[int] = []
-    terminals = [number for number in (1, 2) if os.isatty(number)]
+    shown_on = terminals()
 
     def on_signal(number: int, _: object) -> None:
-        if number == _HANGUP:
-            _leave(terminals)
+        if number == HANGUP:
+            leave(shown_on)
             if came:
                 return
         came.append(number)
@@ -59,25 +57,9 @@ def interruptible(work: Interruptible, line: str | None = None) -> Iterator[list
             signal.signal(number, signal.SIG_DFL)
             work.stop_now()
 
-    before = {number: signal.signal(number, on_signal) for number in _heeded()}
+    before = {number: signal.signal(number, on_signal) for number in ending_signals()}
     try:
         yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _heeded() -> tuple[int, ...]:
-    """The signals that end the work: SIGHUP only where the system has it, and not under `nohup`, which ignores it."""
-    if _HANGUP is None or signal.getsignal(_HANGUP) is signal.SIG_IGN:
-        return (signal.SIGINT, signal.SIGTERM)
-    return (signal.SIGINT, signal.SIGTERM, _HANGUP)
-
-
-def _leave(terminals: list[int]) -> None:
-    """Write to nowhere what went to a terminal that is closed, where every line would be an error from now on."""
-    for number in terminals:
-        if not os.isatty(number):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)

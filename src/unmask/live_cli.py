@@ -128,7 +128,7 @@ def live(
         ),
     ] = None,
     record: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             help="Record to .mp4, .mov, .mkv, .ts or .flv, with the source's sound. The file appears when it is whole.",
@@ -222,6 +222,9 @@ def live(
         raise UserError("--page-camera needs the page: add --http 8080")
     if http is not None and quiet and not http_token:
         raise UserError("--quiet would hide the page's address: add --http-token TOKEN")
+    if len(record or ()) > 1:
+        raise UserError("--record can be given once: one file is recorded")
+    recording = record[0] if record else None
     settings = LiveSettings(
         source=source,
         camera=camera,
@@ -231,7 +234,7 @@ def live(
         loop=loop,
         once=once,
         seconds=duration,
-        record=record,
+        record=recording,
         overwrite=overwrite,
         latency=latency,
         pipeline=Settings(device, max_faces, engine, personal(person), tracker, memory),
@@ -247,7 +250,7 @@ def live(
         *_pages(http, http_host, http_token, feed),
         *_pushes(push or [], gpu=device.startswith("cuda")),
     ]
-    if not makers and record is None and not latency:
+    if not makers and recording is None and not latency:
         raise UserError("name an output, such as --window, --http 8080 or --record FILE; or --latency to measure only")
     cancel = Cancel()
     display = _Display(quiet=quiet)
@@ -261,10 +264,12 @@ def live(
             say(f"unmask: {error}")
             raise typer.Exit(STOPPED) from error
     display.clear()
-    if report is not None:  # first, as nobody may read the line any more
-        write_report(report, [done], as_list=False, overwrite=overwrite)
-    if not quiet:
-        print(done.summary(), flush=True)
+    try:
+        if report is not None:  # first, as nobody may read the line any more
+            write_report(report, [done], as_list=False, overwrite=overwrite)
+    finally:
+        if not quiet:
+            print(done.summary(), flush=True)
 
 
 def _need(option: str, *modules: str) -> None:

@@ -188,7 +188,8 @@ def masks(
 ) -> None:
     """Write pairs for training: each face with a mask, the mask, the face as it was, its landmarks.
 
-    The same pictures, seed and options give the same pairs. An interrupted call goes on where it stopped.
+    The same pictures, seed and options give the same pairs. An interrupted call goes on where it stopped; with other
+    options it needs another folder.
     """
     from unmask.train.dataset import MaskOptions, make_pairs
 
@@ -202,7 +203,7 @@ def masks(
         except ValueError:
             raise UserError(f"--kinds: '{part}' is not KIND=SHARE, such as surgical=0.5") from None
     with counting("pictures") as progress:
-        counts = make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), progress)
+        counts = make_pairs(faces, output, MaskOptions(shares, region, seed, size, workers), progress, say)
     _print_counts(counts)
 
 
@@ -264,6 +265,8 @@ def check(
     print(f"pictures: {found.pictures}")
     for size, count in sorted(found.sizes.items(), key=lambda pair: -pair[1])[:10]:
         print(f"  {size}: {count}")
+    if len(found.sizes) > 10:
+        print(f"  and {len(found.sizes) - 10} others")
     for name in found.broken:
         print(f"broken: {name}")
     for group in found.duplicates:

@@ -1,8 +1,11 @@
 """Where live pictures come from: a file at its own pace, a URL, a camera. A feed can be connected to again."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +24,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from unmask.errors import UserError
+from unmask.errors import UnmaskError, UserError
 from unmask.stream.frame import Layout
 from unmask.stream.live.state import SOUND_RATE, Sound
 from unmask.stream.media import (
@@ -39,6 +42,7 @@ from unmask.stream.media import (
 )
 
 _OPEN_SECONDS: Final = 8.0
+_LOOK_SECONDS: Final = 0.1
 _READ_SECONDS: Final = 2.5
 """A source that sends nothing for so long is taken for cut."""
 
@@ -398,14 +402,44 @@ class CameraConnection(Connection):
         return Shot(VideoFrame.from_ndarray(np.asarray(picture, np.uint8), "bgr24"), None, time.monotonic())
 
 
-def connect_first(feed: Feed) -> Connection:
+def connect_first(feed: Feed, stopped: Callable[[], bool] = lambda: False) -> Connection:
     """Connect for the first time, when what is wrong is for the user to mend.
+
+    Args:
+        feed: the source.
+        stopped: whether the run is to end before there is a connection, which may take seconds with a URL.
 
     Raises:
         UserError: there is nothing at the other end.
+        UnmaskError: it was stopped.
     """
     try:
-        return feed.connect()
+        return _connected_unless(feed, stopped) if isinstance(feed, UrlFeed) else feed.connect()
     except FeedLost as error:
         hint = feed.others() if isinstance(feed, CameraFeed) else "check the address, and that it is being sent"
         raise UserError(f"{feed.name}: {error}; {hint}") from error
+
+
+def _connected_unless(feed: Feed, stopped: Callable[[], bool]) -> Connection:
+    """Connect in a thread of its own: a signal is heard of between two calls of Python only, not while FFmpeg waits."""
+    found: Future[Connection] = Future()
+
+    def connect() -> None:
+        try:
+            connection = feed.connect()
+        except Exception as error:
+            with suppress(InvalidStateError):
+                found.set_exception(error)
+            return
+        try:
+            found.set_result(connection)
+        except InvalidStateError:  # nobody waits for it any more
+            connection.close()
+
+    threading.Thread(target=connect, name="unmask-connect", daemon=True).start()
+    while not found.done():
+        if stopped() and found.cancel():
+            raise UnmaskError(f"{feed.name}: stopped; nothing was written")
+        with suppress(TimeoutError):
+            found.exception(_LOOK_SECONDS)
+    return found.result()

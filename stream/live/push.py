@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import av
 from av.video.frame import VideoFrame
@@ -43,6 +44,12 @@ def check_push(url: str) -> None:
     """Raise UserError where a URL cannot be pushed to."""
     if url.partition("://")[0].lower() not in _FORMATS or "://" not in url:
         raise UserError(f"--push {without_password(url)}: give rtsp://, rtmp://, rtmps:// or udp:// (MPEG-TS)")
+    try:
+        port = urlsplit(url).port
+    except ValueError as error:
+        raise UserError(f"--push {without_password(url)}: its port is no number from 1 to 65535") from error
+    if not port and url.lower().startswith("udp:"):
+        raise UserError(f"--push {without_password(url)}: give a port too, such as udp://127.0.0.1:5000")
 
 
 class Push(Output):

@@ -63,6 +63,8 @@ class Record(Output):
             self._writer = StreamWriter(f"file:{self._path}", RECORDED[suffix], self._coding, _OPTIONS)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self._shown_as}: cannot be written ({error.strerror}); choose another file") from error
+        if RECORDED[suffix] == "mpegts":
+            context.notice(f"left out: tags comment: {suffix} cannot hold them")
         self._thread = threading.Thread(target=self._work, name="unmask-record", daemon=True)
         self._thread.start()
 

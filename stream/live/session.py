@@ -182,7 +182,7 @@ def run_live(
     with ExitStack() as stack:
         stack.enter_context(_one_thread_in_opencv())
         draft = _draft(settings, stack)
-        first = connect_first(feed)
+        first = connect_first(feed, lambda: cancel.draining or cancel.stopping)
         unclaimed = stack.enter_context(ExitStack())
         unclaimed.callback(first.close)
         info = first.info
@@ -219,7 +219,7 @@ def run_live(
             reason = "no picture came" if result.flushed else "stopped"
             raise UnmaskError(f"{feed.name}: {reason}; nothing was written")
         if draft is not None and settings.record is not None:
-            draft.keep_as(settings.record, overwrite=settings.overwrite)
+            _keep(draft, settings.record, overwrite=settings.overwrite)
     return _done(feed, state, result, (layout.width, layout.height), notices)
 
 
@@ -271,6 +271,15 @@ def _draft(settings: LiveSettings, stack: ExitStack) -> Draft | None:
     if settings.record is None:
         return None
     return stack.enter_context(whole_file(settings.record, overwrite=settings.overwrite))
+
+
+def _keep(draft: Draft, target: Path, *, overwrite: bool) -> None:
+    """Give the recording its name, or the next one that is free; then raise UserError, which says where it is."""
+    try:
+        draft.keep_as(target, overwrite=overwrite)
+    except UserError as error:
+        kept = draft.keep_as_part()
+        raise UserError(f"{target}: this name was taken in the meantime; the recording is {kept}") from error
 
 
 def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int], notices: Sequence[str]) -> LiveDone:

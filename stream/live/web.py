@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -95,7 +96,7 @@ class WebPage(Output):
         self._runner, port = self._ask(self._start())
         scheme = "http" if self._address.loopback else "https"
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        context.notice(f"page: {scheme}://{host}:{port}/?token={self._token}")
+        context.notice(f"page: {scheme}://{host}:{port}/?token={quote(self._token, safe='')}")
         if not self._address.loopback:
             context.notice("page: the certificate is signed by this program only; browsers ask once whether to go on")
 
