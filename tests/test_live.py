@@ -499,7 +499,7 @@ def test_recording_whose_name_was_taken_meanwhile_is_kept(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _appearing(monkeypatch, "out.mp4")
-    assert live("clip.mp4 --record out.mp4 --duration 0.5") == 2
+    assert live("clip.mp4 --record out.mp4") == 2
     assert sorted(os.listdir(here)) == ["clip.mp4", "out.mp4", "out.partial.mp4"]
     assert Path("out.mp4").read_bytes() == b"dear to me"
     with av.open("out.partial.mp4") as container:
@@ -512,7 +512,7 @@ def test_report_whose_name_was_taken_meanwhile_costs_only_the_report(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _appearing(monkeypatch, "r.json")
-    assert live("clip.mp4 --record out.ts --duration 0.5 --report r.json") == 2
+    assert live("clip.mp4 --record out.ts --report r.json") == 2
     assert sorted(os.listdir(here)) == ["clip.mp4", "out.ts", "r.json"]
     assert Path("r.json").read_bytes() == b"dear to me"
     out, err = capfd.readouterr()
