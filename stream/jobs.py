@@ -318,7 +318,7 @@ def _name_draft(draft: Draft, job: Job, result: RunReport, *, overwrite: bool) -
         raise _stopped(job)
     if result.cancelled:
         return draft.keep_as_part()
-    draft.keep_as(job.target, overwrite=overwrite)
+    draft.keep_or_rename(job.target, overwrite=overwrite, what="the video")
     return job.target
 
 

@@ -339,6 +339,23 @@ class Draft:
         if not self._take(target, overwrite=overwrite):
             raise _exists(target)
 
+    def keep_or_rename(self, target: Path, *, overwrite: bool, what: str) -> None:
+        """Give the draft its name, or where that has been taken in the meantime one that is free.
+
+        Args:
+            target: the name.
+            overwrite: True where a file of this name is replaced.
+            what: what the file is, for the line that says where it went: "the recording".
+
+        Raises:
+            UserError: the file has another name now, which the error gives.
+        """
+        try:
+            self.keep_as(target, overwrite=overwrite)
+        except UserError as error:
+            kept = self.keep_as_part()
+            raise UserError(f"{target}: this name was taken in the meantime; {what} is {kept}") from error
+
     def keep_as_part(self) -> Path:
         """Name what was done of the target when the run was cut short, and return the name: NAME.partial.EXT.
 

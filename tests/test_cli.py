@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -194,8 +195,8 @@ BAD_USE: Sequence[tuple[Callable[[], None], str, str]] = [
     (_nothing, "video clip.mp4 --codec mpeg2", "'--codec'"),
     (_nothing, "video clip.mp4 --preset hasty", "veryfast"),
     (_nothing, "video clip.mp4 --max-faces 0", "'--max-faces'"),
-    (_nothing, "video clip.mp4 --device tpu", "none of auto, cpu, cuda"),
-    (_nothing, "video clip.mp4 --device cuda:x", "none of auto, cpu, cuda"),
+    (_nothing, "video clip.mp4 --device tpu", "unknown device 'tpu'"),
+    (_nothing, "video clip.mp4 --device cuda:x", "unknown device 'cuda:x'"),
     (_nothing, "video clip.mp4 --device cuda:999", "cuda:999"),
     (_nothing, "video none.mp4", "none.mp4: no such file"),
     (_nothing, "video none*.mp4", "none*.mp4: no file ending in"),
@@ -464,6 +465,23 @@ def test_disk_full_is_one_line_and_leaves_nothing(here: Path) -> None:
     assert err.startswith("unmask: ")
     assert err.count("\n") == 1
     assert snapshot(here) == before
+
+
+def test_video_whose_name_was_taken_meanwhile_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = jobs.run
+
+    def run_meanwhile(*arguments: Any, **options: Any) -> Any:
+        Path("clip.unmasked.mp4").write_bytes(b"dear to me")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "run", run_meanwhile)
+    assert cli.main(["video", "clip.mp4", "--quiet"]) == 2
+    assert Path("clip.unmasked.mp4").read_bytes() == b"dear to me"
+    assert count_frames(Path("clip.unmasked.partial.mp4")) == 12
+    said = "unmask: clip.unmasked.mp4: this name was taken in the meantime; the video is clip.unmasked.partial.mp4"
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

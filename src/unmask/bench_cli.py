@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unmask.errors import UnmaskError, UserError
+from unmask.options import DeviceOption, EngineOption
 from unmask.progress import say
 
 if TYPE_CHECKING:
@@ -17,16 +18,8 @@ if TYPE_CHECKING:
 
 def bench(
     full: Annotated[bool, typer.Option("--full", help="480p to 4K with 0 to 8 faces; takes long.")] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda[:N]",
-            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
-        ),
-    ] = "auto",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write all figures as JSON.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what the report already holds, and measure the rest.")

@@ -21,7 +21,17 @@ import typer
 from unmask import __version__, bench_cli, compile_cli, live_cli, serve_cli, training_cli
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, FINISHING_PICTURE, STOPPED, interruptible
-from unmask.options import MemoryOption, PersonOption, personal
+from unmask.options import (
+    DeviceOption,
+    EngineOption,
+    MaxFacesOption,
+    MemoryOption,
+    OverwriteOption,
+    PersonOption,
+    QuietOption,
+    TrackerOption,
+    personal,
+)
 from unmask.progress import choose_display, say
 from unmask.stream.naming import (
     NO_SPACE,
@@ -35,7 +45,7 @@ from unmask.stream.naming import (
     mask_targets,
     shown,
 )
-from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
+from unmask.stream.trackers import DEFAULT_TRACKER
 
 if TYPE_CHECKING:
     from unmask.stream.jobs import Failed, PictureDone, VideoDone
@@ -71,39 +81,12 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _device(value: str) -> str:
-    name, _, number = value.partition(":")
-    if value in {"auto", "cpu", "cuda"} or (name == "cuda" and number.isdecimal()):
-        return value
-    raise typer.BadParameter(f"'{value}' is none of auto, cpu, cuda, cuda:N")
-
-
 _Inputs = Annotated[list[str], typer.Argument(metavar="INPUT", help="Files, folders or patterns such as '*.mp4'.")]
 _Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="FILE|DIR", help="Default: NAME.unmasked.EXT beside the input."),
 ]
-_Device = Annotated[
-    str,
-    typer.Option(
-        callback=_device,
-        metavar="auto|cpu|cuda[:N]",
-        help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
-    ),
-]
-_Engine = Annotated[
-    str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
-]
-_MaxFaces = Annotated[
-    int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
-]
-_Tracker = Annotated[
-    Tracker,
-    typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces and their points."),
-]
-_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs and reports that exist.")]
 _Report = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write what was done, as JSON.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -136,8 +119,8 @@ def _unmask(
 def video(
     inputs: _Inputs,
     output: _Output = None,
-    device: _Device = "auto",
-    engine: _Engine = "auto",
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     codec: Annotated[
         CodecName | None, typer.Option(metavar="h264|hevc|av1", help="Default: by depth, size and container.")
     ] = None,
@@ -145,7 +128,7 @@ def video(
         float | None, typer.Option(metavar="N", min=0, max=63, help="Quality: lower is better and larger.")
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="Speed of the encoder, by its own names.")] = None,
-    max_faces: _MaxFaces = 8,
+    max_faces: MaxFacesOption = 8,
     person: PersonOption = None,
     memory: MemoryOption = True,
     look_ahead: Annotated[
@@ -154,13 +137,13 @@ def video(
     ] = False,
     processes: Annotated[bool, typer.Option("--processes", help="A process per stage instead of a thread.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Show before and after side by side.")] = False,
-    tracker: _Tracker = DEFAULT_TRACKER,
+    tracker: TrackerOption = DEFAULT_TRACKER,
     draw: Annotated[
         Drawn | None, typer.Option(metavar="tracks", help="Draw what the tracker finds, and leave the masks on.")
     ] = None,
     report: _Report = None,
-    overwrite: _Overwrite = False,
-    quiet: _Quiet = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Take the masks off the faces in recorded videos.
 
@@ -205,14 +188,14 @@ def image(
     mask_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write each predicted mask there, as NAME.png.")
     ] = None,
-    device: _Device = "auto",
-    engine: _Engine = "auto",
-    max_faces: _MaxFaces = 8,
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    max_faces: MaxFacesOption = 8,
     person: PersonOption = None,
-    tracker: _Tracker = DEFAULT_TRACKER,
+    tracker: TrackerOption = DEFAULT_TRACKER,
     report: _Report = None,
-    overwrite: _Overwrite = False,
-    quiet: _Quiet = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Take the masks off the faces in pictures: PNG, JPEG, WebP.
 

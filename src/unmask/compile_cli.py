@@ -1,18 +1,14 @@
 """`unmask compile`: compiles and checks the networks ahead, so that the first run does not have to."""
 
 import time
-from typing import Annotated
 
-import typer
-
+from unmask.options import DeviceOption, EngineOption
 from unmask.progress import say
 
 
 def compile_networks(
-    engine: Annotated[
-        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What is to run the networks.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where they are to run.")] = "auto",
+    engine: EngineOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Compile the networks ahead, and check what they compute.
 

@@ -13,9 +13,18 @@ import typer
 
 from unmask.errors import UnmaskError, UserError
 from unmask.interrupts import FINISHING, STOPPED, interruptible
-from unmask.options import MemoryOption, PersonOption, personal
+from unmask.options import (
+    DeviceOption,
+    EngineOption,
+    MaxFacesOption,
+    MemoryOption,
+    PersonOption,
+    QuietOption,
+    TrackerOption,
+    personal,
+)
 from unmask.progress import say
-from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
+from unmask.stream.trackers import DEFAULT_TRACKER
 
 if TYPE_CHECKING:
     from unmask.stream.live.feed import Feed
@@ -187,25 +196,13 @@ def live(
         Path | None,
         typer.Option(metavar="FILE.json", help="Write what was done, as JSON.", rich_help_panel=_MEASURING),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda[:N]",
-            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
-        ),
-    ] = "auto",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
-    ] = "auto",
-    max_faces: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
-    ] = 8,
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    max_faces: MaxFacesOption = 8,
     person: PersonOption = None,
     memory: MemoryOption = True,
-    tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
-    ] = DEFAULT_TRACKER,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")] = False,
+    tracker: TrackerOption = DEFAULT_TRACKER,
+    quiet: QuietOption = False,
 ) -> None:
     """Carry out `unmask live`; `LIVE_HELP` is what users read."""
     from unmask.models.engine import choose

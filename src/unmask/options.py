@@ -5,6 +5,34 @@ from typing import Annotated
 
 import typer
 
+from unmask.stream.trackers import Tracker
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]",
+        help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
+    ),
+]
+
+EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
+]
+
+MaxFacesOption = Annotated[
+    int, typer.Option("--max-faces", metavar="N", min=1, max=64, help="Faces processed per frame, the largest first.")
+]
+
+TrackerOption = Annotated[
+    Tracker,
+    typer.Option("--tracker", metavar="unmask|mediapipe", help="Whose networks find the faces and their points."),
+]
+
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs and reports that exist.")]
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors.")]
+
 PersonOption = Annotated[
     Path | None, typer.Option(metavar="FILE.safetensors", help="A personal model; see `unmask personalize`.")
 ]

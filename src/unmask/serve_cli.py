@@ -11,9 +11,9 @@ import typer
 
 from unmask.errors import UserError
 from unmask.interrupts import STOPPED, interruptible
-from unmask.options import MemoryOption, PersonOption, personal
+from unmask.options import DeviceOption, EngineOption, MemoryOption, PersonOption, TrackerOption, personal
 from unmask.progress import say
-from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
+from unmask.stream.trackers import DEFAULT_TRACKER
 
 if TYPE_CHECKING:
     from unmask.stream.server import Curve
@@ -79,16 +79,8 @@ def serve(
     bind: Annotated[
         str, typer.Option(metavar="ENDPOINT", help="Where to listen: tcp://ADDRESS:PORT or ipc://PATH.")
     ] = "tcp://127.0.0.1:5555",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda[:N]",
-            help="Where segmenter and inpainter run; the tracker's networks run on the processor.",
-        ),
-    ] = "auto",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|tensorrt|torch-tensorrt|torch|openvino", help="What runs the networks.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     max_faces: Annotated[
         int,
         typer.Option(
@@ -97,9 +89,7 @@ def serve(
     ] = 8,
     person: PersonOption = None,
     memory: MemoryOption = True,
-    tracker: Annotated[
-        Tracker, typer.Option(metavar="unmask|mediapipe", help="Whose networks find the faces and their points.")
-    ] = DEFAULT_TRACKER,
+    tracker: TrackerOption = DEFAULT_TRACKER,
     max_clients: Annotated[
         int, typer.Option(metavar="N", min=1, max=1000, help="Clients at once.", rich_help_panel=_LIMITS)
     ] = 32,

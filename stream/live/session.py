@@ -219,7 +219,7 @@ def run_live(
             reason = "no picture came" if result.flushed else "stopped"
             raise UnmaskError(f"{feed.name}: {reason}; nothing was written")
         if draft is not None and settings.record is not None:
-            _keep(draft, settings.record, overwrite=settings.overwrite)
+            draft.keep_or_rename(settings.record, overwrite=settings.overwrite, what="the recording")
     return _done(feed, state, result, (layout.width, layout.height), notices)
 
 
@@ -271,15 +271,6 @@ def _draft(settings: LiveSettings, stack: ExitStack) -> Draft | None:
     if settings.record is None:
         return None
     return stack.enter_context(whole_file(settings.record, overwrite=settings.overwrite))
-
-
-def _keep(draft: Draft, target: Path, *, overwrite: bool) -> None:
-    """Give the recording its name, or the next one that is free; then raise UserError, which says where it is."""
-    try:
-        draft.keep_as(target, overwrite=overwrite)
-    except UserError as error:
-        kept = draft.keep_as_part()
-        raise UserError(f"{target}: this name was taken in the meantime; the recording is {kept}") from error
 
 
 def _done(feed: Feed, state: LiveState, result: RunReport, size: tuple[int, int], notices: Sequence[str]) -> LiveDone:
