@@ -39,8 +39,23 @@ _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG_START: Final = b"\xff\xd8"
 _EXIF_START: Final = b"Exif\0\0"
 _ICC_START: Final = b"ICC_PROFILE\0"
+_XMP_START: Final = b"http://ns.adobe.com/xap/1.0/\0"
+_IPTC_START: Final = b"Photoshop 3.0\0"
 _ICC_PIECE: Final = 65_000
 """Bytes of a colour profile per JPEG segment, whose length field has 16 bits."""
+
+_PNG_COLOUR: Final = ("cICP", "sRGB", "gAMA", "cHRM")
+"""The chunks that say what RGB values mean beside an ICC profile, PNG 3rd edition, section 11.3.2."""
+
+_LIKE_SRGB: Final = {
+    "cICP": bytes([1, 13, 0, 1]),
+    "gAMA": struct.pack(">I", 45_455),
+    "cHRM": struct.pack(">8I", 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000),
+}
+"""What they hold where nothing is lost without them."""
+
+_PLAIN_DPI: Final = 72
+"""What JPEG files say that nobody gave a resolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,7 @@ class Picture:
         rgb: (H, W, 3) uint8, upright.
         alpha: (H, W) uint8, 0 transparent to 255 opaque; None where the file has none.
         profile: the ICC profile of the RGB values; None for sRGB or where the file has none.
+        colour: the chunks of a PNG that say what its RGB values mean, names and bodies.
         lossless: True where the file was coded without loss.
         upright: True where the file needed no turning to be upright.
         left_out: what the file holds and the output will not, in words.
@@ -59,6 +75,7 @@ class Picture:
     rgb: U8
     alpha: U8 | None
     profile: bytes | None
+    colour: tuple[tuple[str, bytes], ...]
     lossless: bool
     upright: bool
     left_out: tuple[str, ...]
@@ -88,13 +105,14 @@ def read_picture(path: Path) -> Picture:
         "camera data (EXIF)": bool(exif),
         "bits beyond 8": plain.dtype != np.uint8,
         "transparency": "tRNS" in blocks and not has_alpha,  # one grey level that is transparent
-        "resolution (dpi)": "pHYs" in blocks,
-        "texts": bool(blocks.keys() & {"tEXt", "zTXt", "iTXt"}),
+        "resolution (dpi)": bool(blocks.keys() & {"pHYs", "dpi"}),
+        "texts": bool(blocks.keys() & {"tEXt", "zTXt", "iTXt", "XMP ", "text"}),
     }
     return Picture(
         rgb=_upright(bgr[..., ::-1], orientation),
         alpha=_upright(_alpha(plain), orientation) if has_alpha else None,
         profile=_rgb_profile(blocks),
+        colour=tuple((name, blocks[name]) for name in _PNG_COLOUR if name in blocks),
         lossless=data.startswith(_PNG_START) or "VP8L" in blocks,
         upright=orientation == 1,
         left_out=tuple(what for what, is_lost in lost.items() if is_lost),
@@ -122,6 +140,8 @@ def write_picture(path: Path, rgb: U8, like: Picture, comment: str = "") -> tupl
         channels.append(like.alpha[..., None])
     elif like.alpha is not None:
         left_out = (*left_out, "transparency")
+    if path.suffix.lower() != ".png" and _is_not_srgb(like):
+        left_out = (*left_out, "its colour space, so colours may look different")
     pixels = np.concatenate(channels, axis=2)
     try:
         ok, coded = cv2.imencode(path.suffix.lower(), pixels, _parameters(path, like.lossless))
@@ -132,8 +152,16 @@ def write_picture(path: Path, rgb: U8, like: Picture, comment: str = "") -> tupl
             f"{path}: a picture of {rgb.shape[1]}x{rgb.shape[0]} px does not fit into this format; use .png"
         )
     exif = _exif(comment) if comment else None
-    path.write_bytes(_with_metadata(coded.tobytes(), pixels.shape, like.profile, exif))
+    path.write_bytes(_with_metadata(coded.tobytes(), pixels.shape, like.profile, exif, like.colour))
     return left_out
+
+
+def _is_not_srgb(picture: Picture) -> bool:
+    """Whether chunks that only PNG has say that RGB values are not those of sRGB."""
+    colour = dict(picture.colour)
+    if "cICP" in colour:  # goes before all others
+        return colour["cICP"] != _LIKE_SRGB["cICP"]
+    return picture.profile is None and "sRGB" not in colour and any(colour[one] != _LIKE_SRGB[one] for one in colour)
 
 
 def with_comment(coded: bytes, shape: tuple[int, ...], comment: str) -> bytes:
@@ -144,7 +172,7 @@ def with_comment(coded: bytes, shape: tuple[int, ...], comment: str) -> bytes:
         shape: (H, W, C) of the picture in it.
         comment: ASCII.
     """
-    return _with_metadata(coded, shape, None, _exif(comment))
+    return _with_metadata(coded, shape, None, _exif(comment), ())
 
 
 def _holds_alpha(path: Path) -> bool:
@@ -171,9 +199,13 @@ def _orientation(exif: bytes) -> int:
     if order is None or len(exif) < 10:
         return 1
     start: int = struct.unpack_from(f"{order}I", exif, 4)[0]
-    for at in range(start + 2, len(exif) - 11, 12):
-        tag, value = struct.unpack_from(f"{order}H6xH", exif, at)
+    if start + 2 > len(exif):
+        return 1
+    fields = struct.unpack_from(f"{order}H", exif, start)[0]  # what lies behind them is about the thumbnail
+    for at in range(start + 2, min(start + 2 + 12 * fields, len(exif) - 11), 12):
+        tag, kind = struct.unpack_from(f"{order}HH", exif, at)
         if tag == 0x0112:
+            value = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", exif, at + 8)[0]
             return value if 1 <= value <= 8 else 1
     return 1
 
@@ -208,6 +240,9 @@ def _blocks(data: bytes, path: Path) -> Iterator[tuple[str, bytes]]:
         if pieces:
             yield "ICC", b"".join(piece[len(_ICC_START) + 2 :] for piece in sorted(pieces))
         yield from (("EXIF", body) for marker, body in segments if marker == 0xE1 and body.startswith(_EXIF_START))
+        texts = {0xE1: _XMP_START, 0xED: _IPTC_START, 0xFE: b""}
+        yield from (("text", body) for marker, body in segments if marker in texts and body.startswith(texts[marker]))
+        yield from (("dpi", body) for marker, body in segments if marker == 0xE0 and _has_resolution(body))
     else:
         raise UserError(f"{path}: is neither PNG nor JPEG nor WebP")
 
@@ -228,10 +263,21 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
         at += 8 + length + length % 2
 
 
+def _has_resolution(jfif: bytes) -> bool:
+    """Whether a JFIF block gives dots per inch or centimetre that somebody chose. JFIF 1.02."""
+    if not jfif.startswith(b"JFIF\0") or len(jfif) < 12:
+        return False
+    unit, across = struct.unpack_from(">BH", jfif, 7)
+    return unit > 0 and (unit, across) != (1, _PLAIN_DPI)
+
+
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and body of each segment before the picture itself (start of scan, 0xDA)."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # any number of these may come before a marker
+            at += 1
+            continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         yield data[at + 1], data[at + 4 : at + 2 + length]
         at += 2 + length
@@ -255,16 +301,23 @@ def _exif(description: str) -> bytes:
     return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x010E, 2, len(text), 26, 0) + text
 
 
-def _with_metadata(coded: bytes, shape: tuple[int, ...], profile: bytes | None, exif: bytes | None) -> bytes:
+def _with_metadata(
+    coded: bytes,
+    shape: tuple[int, ...],
+    profile: bytes | None,
+    exif: bytes | None,
+    colour: tuple[tuple[str, bytes], ...],
+) -> bytes:
     if coded.startswith(_PNG_START):
-        return _png_with(coded, profile, exif)
+        return _png_with(coded, profile, exif, colour)
     if coded.startswith(_JPEG_START):
         return _jpeg_with(coded, profile, exif)
     return _webp_with(coded, shape, profile, exif)
 
 
-def _png_with(coded: bytes, profile: bytes | None, exif: bytes | None) -> bytes:
-    extra = b"" if profile is None else _png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile))
+def _png_with(coded: bytes, profile: bytes | None, exif: bytes | None, colour: tuple[tuple[str, bytes], ...]) -> bytes:
+    extra = b"".join(_png_chunk(name.encode(), body) for name, body in colour)
+    extra += b"" if profile is None else _png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile))
     extra += b"" if exif is None else _png_chunk(b"eXIf", exif)
     after_header = len(_PNG_START) + 25
     return coded[:after_header] + extra + coded[after_header:]

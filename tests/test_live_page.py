@@ -189,6 +189,23 @@ def test_own_camera_goes_there_and_back(browser: Any, start: Callable[..., Progr
     program.end()
 
 
+def test_camera_is_offered_again_once_a_call_is_over(browser: Any, start: Callable[..., Program]) -> None:
+    program = start("--page-camera", "--camera-size", "320x240")
+    first, second = browser.new_page(), browser.new_page()
+    for page in (first, second):
+        page.goto(program.url)
+        page.click("#camera")
+        page.locator("#mine").wait_for(state="visible", timeout=60_000)
+        wait_until(lambda page=page: page.evaluate("mine.currentTime") > 0.5)
+    first.locator("#camera").wait_for(state="visible", timeout=20_000)  # the second page has taken over
+    assert not first.locator("#mine").is_visible()
+    assert not second.locator("#camera").is_visible()
+    program.end()
+    second.locator("#camera").wait_for(state="visible", timeout=20_000)
+    first.close()
+    second.close()
+
+
 def test_nothing_is_served_without_the_token(tmp_path: Path, start: Callable[..., Program]) -> None:
     flash_clip(tmp_path / "clip.mp4")
     program = start("clip.mp4", "--loop")
@@ -342,6 +359,40 @@ def test_calls_that_never_connect_take_nothing_away(monkeypatch: pytest.MonkeyPa
 
     with ThreadPoolExecutor(1) as aside:
         aside.submit(lambda: asyncio.run(three_calls())).result()
+
+
+def test_call_that_another_takes_over_is_hung_up() -> None:
+    """So that its page gives the camera back, and can offer it again."""
+    calls = page_rtc.PageCalls(PageFeed((320, 240)))
+
+    async def call() -> Any:
+        caller = aiortc.RTCPeerConnection()
+        caller.addTrack(aiortc.VideoStreamTrack())
+        await caller.setLocalDescription(await caller.createOffer())
+        answer = await calls.answer({"sdp": caller.localDescription.sdp, "type": "offer"})
+        await caller.setRemoteDescription(aiortc.RTCSessionDescription(**answer))
+        return caller
+
+    async def until(what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not what():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    async def two_calls() -> None:
+        first = await call()
+        await until(lambda: calls.wanted)
+        second = await call()
+        await until(lambda: first.connectionState == "closed")
+        assert second.connectionState == "connected"
+        assert calls.wanted
+        assert len(calls._peers) == 1
+        await second.close()
+        await until(lambda: not (calls._peers or calls._tasks or calls.wanted))
+        await calls.end()
+
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(lambda: asyncio.run(two_calls())).result()
 
 
 def test_nonsense_for_a_call_is_refused(start: Callable[..., Program]) -> None:

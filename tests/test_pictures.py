@@ -152,3 +152,67 @@ def test_picture_too_large_for_the_format_is_refused(tmp_path: Path) -> None:
     picture = read_picture(save(tmp_path / "a.png", wide))
     with pytest.raises(UserError, match=r"use \.png"):
         write_picture(tmp_path / "b.webp", wide, picture)
+
+
+def segments(path: Path, rgb: U8, *parts: tuple[int, bytes], fill: bytes = b"") -> Path:
+    """A JPEG with segments of these markers and bodies in front."""
+    data = save(path, rgb).read_bytes()
+    extra = b"".join(
+        fill + b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body for marker, body in parts
+    )
+    path.write_bytes(data[:2] + extra + data[20:])  # without OpenCV's own JFIF block
+    return path
+
+
+def test_orientation_of_the_thumbnail_is_not_that_of_the_picture(tmp_path: Path, rgb: U8) -> None:
+    first = struct.pack("<HHHI4s", 1, 0x010F, 2, 3, b"ab\0\0")
+    block = b"II*\0" + struct.pack("<I", 8) + first + struct.pack("<I", 32) + b"\0" * 6 + tiff(6)[8:]
+    assert read_picture(segments(tmp_path / "a.jpg", rgb, (0xE1, b"Exif\0\0" + block))).upright
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_orientation_may_be_a_long_number_behind_bytes_that_fill(tmp_path: Path, rgb: U8, order: str) -> None:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    block = mark + struct.pack(f"{order}IHHHII", 8, 1, 0x0112, 4, 1, 6)
+    path = segments(tmp_path / "a.jpg", rgb, (0xE1, b"Exif\0\0" + block), fill=b"\xff\xff")
+    assert read_picture(path).rgb.shape == (61, 40, 3)
+
+
+def test_what_only_a_jpeg_holds_is_not_lost_in_silence(tmp_path: Path, rgb: U8) -> None:
+    def jfif(unit: int, dots: int) -> tuple[int, bytes]:
+        return 0xE0, b"JFIF\0" + struct.pack(">HBHHBB", 0x0102, unit, dots, dots, 0, 0)
+
+    for parts, said in (
+        ([jfif(0, 1)], ()),
+        ([jfif(1, 72)], ()),
+        ([jfif(1, 300)], ("resolution (dpi)",)),
+        ([jfif(2, 118), (0xFE, b"(c) me")], ("resolution (dpi)", "texts")),
+        ([(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>")], ("texts",)),
+        ([(0xED, b"Photoshop 3.0\0" + b"8BIM")], ("texts",)),
+    ):
+        assert read_picture(segments(tmp_path / "a.jpg", rgb, *parts)).left_out == said
+
+
+P3 = (b"cICP", bytes([12, 13, 0, 1]))
+LINEAR = (b"gAMA", struct.pack(">I", 100_000))
+
+
+@pytest.mark.parametrize("chunks", [[P3], [LINEAR], [(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45_455))]])
+def test_png_keeps_what_says_what_its_colours_mean(tmp_path: Path, rgb: U8, chunks: list[tuple[bytes, bytes]]) -> None:
+    picture = read_picture(png_with(tmp_path / "a.png", rgb, *chunks))
+    np.testing.assert_array_equal(picture.rgb, rgb[..., ::-1])
+    assert write_picture(tmp_path / "b.png", picture.rgb, picture, comment="painted") == ()
+    written = (tmp_path / "b.png").read_bytes()
+    for name, body in chunks:
+        assert struct.pack(">I", len(body)) + name + body in written
+    assert read_picture(tmp_path / "b.png").colour == picture.colour
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lost"), [([P3], True), ([LINEAR], True), ([(b"gAMA", struct.pack(">I", 45_455))], False), ([], False)]
+)
+def test_colours_that_a_jpeg_cannot_tell_are_said(
+    tmp_path: Path, rgb: U8, chunks: list[tuple[bytes, bytes]], lost: bool
+) -> None:
+    picture = read_picture(png_with(tmp_path / "a.png", rgb, *chunks))
+    assert bool(write_picture(tmp_path / "b.jpg", picture.rgb, picture)) == lost

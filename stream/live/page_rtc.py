@@ -45,6 +45,7 @@ class PageCalls:
     def __init__(self, feed: PageFeed) -> None:
         self._feed = feed
         self._result: _Result | None = None
+        self._source: asyncio.Task[None] | None = None
         self._peers: set[RTCPeerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,14 +135,17 @@ class PageCalls:
             await peer.close()
 
     async def _pass_on(self, track: MediaStreamTrack, result: _Result) -> None:
-        """Hand the pictures on. Until the first one is there, the page before this one stays the source."""
+        """Hand the pictures on. Until the first one is there, the page before this one stays the source; then that
+        is hung up, so that it gives its camera back and offers it again."""
         box: Mailbox[VideoFrame] | None = None
         try:
             while True:
                 picture = await track.recv()
                 if isinstance(picture, VideoFrame):
                     if box is None:
-                        box, self._result = self._feed.begin(), result
+                        if self._source is not None:
+                            self._source.cancel()
+                        box, self._result, self._source = self._feed.begin(), result, asyncio.current_task()
                     box.put(picture)
         except MediaStreamError:
             pass
@@ -149,4 +153,4 @@ class PageCalls:
             if box is not None:
                 box.close()
             if self._result is result:
-                self._result = None
+                self._result = self._source = None

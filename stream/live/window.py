@@ -147,7 +147,7 @@ class Window(Output):
             return
         rgb = rgb_of(self._pair[1], self._layout)
         path = self._folder / f"unmask-{datetime.now():%Y%m%d-%H%M%S-%f}.png"
-        like = Picture(rgb, alpha=None, profile=None, lossless=True, upright=True, left_out=())
+        like = Picture(rgb, alpha=None, profile=None, colour=(), lossless=True, upright=True, left_out=())
         try:
             write_picture(path, rgb, like, comment=SYNTHETIC)
         except (OSError, UserError) as error:
