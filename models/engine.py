@@ -26,6 +26,8 @@ from unmask.models.processors import usable_processors
 from unmask.models.vino import openvino
 
 U8 = npt.NDArray[np.uint8]
+CompiledName = Literal["tensorrt", "torch-tensorrt"]
+"""The engines that compile a network for one GPU."""
 EngineName = Literal["tensorrt", "torch-tensorrt", "torch", "openvino"]
 NetworkName = Literal["segmenter", "inpainter"]
 Precision = Literal["bf16", "f32"]
@@ -67,7 +69,19 @@ class Engine(ABC):
 
     @abstractmethod
     def __call__(self, *inputs: U8) -> U8:
-        """Run the network on arrays with a leading batch axis. The result is valid until the next call."""
+        """Run the network. One thread at a time may call it, and the result is valid until the next call.
+
+        Args:
+            inputs: crops, (N, 256, 256, 3) uint8 RGB, from one face to as many as a frame has; for the inpainter also
+                what is hidden of them, (N, 256, 256) uint8, 0 or 255.
+
+        Returns:
+            Of the segmenter the likelihood of a mask, (N, 256, 256) uint8, 255 for 1; of the inpainter
+            (N, 256, 256, 3) uint8 RGB.
+
+        Raises:
+            EngineError: the device fails.
+        """
 
 
 @cache

@@ -248,6 +248,10 @@ class _Person:
 class FaceMemory:
     """What was seen of the faces of a video, by track.
 
+    In each frame `look` comes first, with all faces; then, for each that is painted anew, `place`, `is_put_on` and
+    `with_eyes` before the network paints, in this order and with the same time, and `show_bare` after it. A memory that
+    never looks shows nothing.
+
     Args:
         later: what will be seen of them, where the video was gone through before.
         keep: is given what a later pass is to be given of a face that was bare only after it wore a mask, as its track

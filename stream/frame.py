@@ -173,7 +173,7 @@ class Face:
         masked: True where the mask is to be taken off.
         pictures: the crop, mask, hidden and painted pictures in the frame's slot.
         still: True where the crop of the frame before has been moved along with the face, which looks in it as it did:
-            what was found and painted there still holds.
+            what was found and painted there still holds, and `pictures.crop` is not filled. `segment` may take it back.
         wears: how likely the tracker thinks that the face wears a mask, 0..1; None where it does not know.
     """
 

@@ -1,6 +1,6 @@
 """THE tuple of stages that every frame passes through, built from one set of settings."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,7 @@ class Settings:
     """
 
     device: str = "auto"
+    _: KW_ONLY
     max_faces: int = 8
     engine: str = "auto"
     person: str = ""

@@ -43,7 +43,8 @@ class Stage(ABC):
     """Takes frames, gives frames, in order.
 
     The constructor only stores settings, so that a stage can be pickled and sent to the process that will run it;
-    files, networks and codecs are opened in `open`. One thread calls all methods of a stage.
+    files, networks and codecs are opened in `open`. One thread at a time calls the methods of
+    a stage; in `unmask serve` not always the same one.
     """
 
     name: ClassVar[str]
@@ -53,7 +54,8 @@ class Stage(ABC):
 
     @abstractmethod
     def process(self, frame: Frame) -> Iterable[Frame]:
-        """Work on one frame. A stage may hold frames back, and must give every frame it was given exactly once."""
+        """Work on one frame. A stage may hold frames back, and must give every frame it was given exactly once; those
+        that look at faces may not, as pictures and served frames are answered one by one."""
 
     def flush(self) -> Iterable[Frame]:
         """Give back the frames still held, at the end of the stream or before a discontinuity."""

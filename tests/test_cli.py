@@ -484,6 +484,18 @@ def test_video_whose_name_was_taken_meanwhile_is_kept(
     assert capsys.readouterr().err.splitlines() == [said]
 
 
+def test_slots_have_room_for_as_many_faces_as_are_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, rooms = jobs.run, list[int]()
+
+    def run_and_note(*arguments: Any, **options: Any) -> Any:
+        rooms.append(options["max_faces"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "run", run_and_note)
+    assert cli.main(["video", "clip.mp4", "--quiet", "--max-faces", "12"]) == 0
+    assert rooms == [12]
+
+
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 

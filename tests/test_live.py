@@ -37,6 +37,8 @@ from live_sources import (
 )
 
 from unmask import cli
+from unmask.errors import UnmaskError
+from unmask.models.engine import EngineChoice
 from unmask.stream.frame import Frame, Layout
 from unmask.stream.live import push, session, state
 from unmask.stream.live.feed import CameraFeed, FeedInfo, UrlFeed
@@ -506,6 +508,36 @@ def test_recording_whose_name_was_taken_meanwhile_is_kept(
         assert next(container.decode(video=0))
     said = "unmask: out.mp4: this name was taken in the meantime; the recording is out.partial.mp4"
     assert capfd.readouterr().err.splitlines()[-1] == said
+
+
+def test_nvenc_is_tried_where_the_networks_run_on_a_gpu_by_themselves(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--device auto` too, where it is `choose` that finds the GPU."""
+    asked: list[tuple[bool, bool]] = []
+
+    def run_never(_: object, settings: LiveSettings, makers: Sequence[Any], *__: object) -> Any:
+        asked.append((settings.gpu, makers[0].keywords["gpu"]))
+        raise UnmaskError("enough")
+
+    monkeypatch.setattr(session, "run_live", run_never)
+    for place in ("cuda:0", "cpu"):
+        choice = EngineChoice("torch" if place != "cpu" else "openvino", place)
+        monkeypatch.setattr("unmask.models.engine.choose", lambda *_, choice=choice: choice)
+        assert cli.main(["live", "clip.mp4", "--record", "out.mp4", "--push", "udp://127.0.0.1:9"]) == 1
+    assert asked == [(True, True), (False, False)]
+
+
+def test_slots_have_room_for_as_many_faces_as_are_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, rooms = session.run, list[int]()
+
+    def run_and_note(*arguments: Any, **options: Any) -> Any:
+        rooms.append(options["max_faces"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(session, "run", run_and_note)
+    assert live("clip.mp4 --record out.mp4 --max-faces 12") == 0
+    assert rooms == [12]
 
 
 def test_report_whose_name_was_taken_meanwhile_costs_only_the_report(

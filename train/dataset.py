@@ -49,7 +49,7 @@ class MaskOptions:
         workers: pictures done at a time.
     """
 
-    kinds: Mapping[str, float] = field(default_factory=lambda: {"surgical": 0.4, "n95": 0.2, "cloth": 0.4})
+    kinds: Mapping[str, float] = field(default_factory=lambda: {name: kind.share for name, kind in MATERIALS.items()})
     region: str = ""
     seed: int = 0
     size: int = 0

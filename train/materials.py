@@ -7,7 +7,7 @@ import configparser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -206,7 +206,27 @@ _LOOSE_SHARE: Final = 0.25
 """Of those worn well: how many cover the eyes, and how many stand off the face."""
 _LIPS: Final = (61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91)
 Material = Callable[[Sheet, np.random.Generator], F32]
-MATERIALS: Final[dict[str, Material]] = {"surgical": surgical, "n95": respirator, "cloth": cloth}
+
+
+class Kind(NamedTuple):
+    """A kind of mask.
+
+    Args:
+        make: what it is made of.
+        share: of all masks that are drawn, 0..1.
+        own_loops: whether its ear loops may be of its cloth; else they are grey.
+    """
+
+    make: Material
+    share: float
+    own_loops: bool
+
+
+MATERIALS: Final = {
+    "surgical": Kind(surgical, 0.4, own_loops=False),
+    "n95": Kind(respirator, 0.2, own_loops=False),
+    "cloth": Kind(cloth, 0.4, own_loops=True),
+}
 
 
 def draw_mask(
@@ -229,8 +249,8 @@ def draw_mask(
         varied: whether random ones include masks too large for the face, and over the eyes.
     """
     size = rgb.shape[:2]
-    kind = kind or str(rng.choice(list(MATERIALS), p=[0.4, 0.2, 0.4]))
-    make = MATERIALS[kind] if isinstance(kind, str) else kind
+    kind = kind or str(rng.choice(list(MATERIALS), p=[one.share for one in MATERIALS.values()]))
+    drawn = MATERIALS[kind] if isinstance(kind, str) else Kind(kind, 0.0, own_loops=True)
     lowered = outline is None and rng.random() < _LOWERED_SHARE
     if lowered:
         coverage = lowered_coverage(landmarks, rng, size)
@@ -238,11 +258,11 @@ def draw_mask(
         outline = outline or (varied_outline(rng) if varied else random_outline(rng, random_wearing(rng)))
         coverage = mask_coverage(landmarks, outline, size)
     sheet = _sheet(landmarks, size)
-    material = make(sheet, rng)
+    material = drawn.make(sheet, rng)
     full = coverage.astype(np.float32) / np.float32(255)
     under = Masked(rgb, np.zeros(size, np.float32))
     if rng.random() < 0.8:
-        loops = material if kind not in ("surgical", "n95") and rng.random() < 0.5 else None
+        loops = material if drawn.own_loops and rng.random() < 0.5 else None
         under = _with_loops(rgb, landmarks, full, loops, rng, lowered)
     return Masked(_compose(under.rgb, material, full, sheet.eye, rng), np.maximum(full, under.coverage))
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final
 
 from unmask.errors import EngineError
-from unmask.models.engine import Engine, NetworkName, as_engine_error, cache_folder, weights_file
+from unmask.models.engine import CompiledName, Engine, NetworkName, as_engine_error, cache_folder, weights_file
 from unmask.models.engines import cache, parity
 from unmask.models.engines.build import build_plan
 from unmask.models.engines.device import Device, device_problem, open_device
@@ -105,8 +105,8 @@ class TorchTensorRtCompiler(Compiler):
         return TorchTensorRtEngine(programs, self._device, description)
 
 
-def problem(engine: str, number: int) -> str | None:
-    """Why `engine` ("tensorrt" or "torch-tensorrt") cannot run on GPU `number`; None where it can."""
+def problem(engine: CompiledName, number: int) -> str | None:
+    """Why `engine` cannot run on GPU `number`; None where it can."""
     module = engine.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         extra = "gpu" if engine == "tensorrt" else "torch-tensorrt"
@@ -122,7 +122,7 @@ def problem(engine: str, number: int) -> str | None:
     return None
 
 
-def compiler_for(engine: str, device: str) -> Compiler:
+def compiler_for(engine: CompiledName, device: str) -> Compiler:
     """The compiler of an engine on "cuda:N"; `problem` must have found none."""
     if engine == "tensorrt":
         return TensorRtCompiler(importlib.import_module("tensorrt"), open_device(int(device.partition(":")[2] or 0)))

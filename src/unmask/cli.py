@@ -161,7 +161,7 @@ def video(
         raise UserError(f"--look-ahead has nothing to do with {'--draw' if memory else '--no-memory'}; leave one out")
     plan = _plan(VIDEOS, inputs, output, report, overwrite=overwrite, quiet=quiet)
     settings = VideoSettings(
-        Settings(device, max_faces, engine, personal(person), tracker, memory),
+        Settings(device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
@@ -209,7 +209,7 @@ def image(
     plan = _plan(PICTURES, inputs, output, report, overwrite=overwrite, quiet=quiet)
     masks = dict(zip(plan.jobs, mask_targets(plan.jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    settings = Settings(device, max_faces, engine, personal(person), tracker)
+    settings = Settings(device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker)
     with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":

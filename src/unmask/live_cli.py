@@ -212,7 +212,7 @@ def live(
     from unmask.stream.pipeline import Settings
     from unmask.stream.supervisor import Cancel
 
-    choose(device, engine)
+    gpu = choose(device, engine).device != "cpu"
     if [source is not None, camera is not None, page_camera].count(True) != 1:
         raise UserError("name one source: a file, a URL, --camera 0 or --page-camera")
     if page_camera and http is None:
@@ -234,7 +234,10 @@ def live(
         record=recording,
         overwrite=overwrite,
         latency=latency,
-        pipeline=Settings(device, max_faces, engine, personal(person), tracker, memory),
+        gpu=gpu,
+        pipeline=Settings(
+            device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory
+        ),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:
@@ -245,7 +248,7 @@ def live(
         *_windows(window),
         *_virtual_cameras(virtual_camera, virtual_device),
         *_pages(http, http_host, http_token, feed),
-        *_pushes(push or [], gpu=device.startswith("cuda")),
+        *_pushes(push or [], gpu=gpu),
     ]
     if not makers and recording is None and not latency:
         raise UserError("name an output, such as --window, --http 8080 or --record FILE; or --latency to measure only")

@@ -41,6 +41,7 @@ class LiveSettings:
         record: file to record to; None for none.
         overwrite: replace a recording of that name.
         latency: burn time codes in and read them back.
+        gpu: try NVENC first for the recording.
         pipeline: about the faces.
     """
 
@@ -55,6 +56,7 @@ class LiveSettings:
     record: Path | None = None
     overwrite: bool = False
     latency: bool = False
+    gpu: bool = False
     pipeline: Settings = field(default_factory=Settings)
 
 
@@ -190,8 +192,7 @@ def run_live(
         watch = _Watch(state, notice)
         outputs = [maker(state, info) for maker in makers]
         if draft is not None and settings.record is not None:
-            gpu = settings.pipeline.device.startswith("cuda")
-            outputs.append(Record(draft.path, settings.record, info, gpu=gpu))
+            outputs.append(Record(draft.path, settings.record, info, gpu=settings.gpu))
         layout = replace(info.layout, keep_source=any(output.wants_source for output in outputs))
         if settings.latency:
             time_code.check_size(layout)

@@ -94,22 +94,30 @@ class Inpaint(Stage):
         return True
 
     def _paint(self, faces: Sequence[Face], seconds: float) -> None:
-        # Between this and the end of the soft edge the network gives skin back, and tones down the mask's faint edge.
-        shown = []
-        for face in faces:
-            self._memory.place(face, seconds)
-            background = _shown(face, put_on=self._memory.is_put_on(face, seconds))
-            shown.append(self._memory.with_eyes(face, background, seconds))
+        """Paint faces anew, all in one call of the network."""
+        shown = [self._prepare(face, seconds) for face in faces]
         pictures = self._engine(np.stack([one.rgb for one in shown]), np.stack([one.hidden for one in shown]))
         for face, one, picture in zip(faces, shown, pictures, strict=True):
-            face.pictures.painted[:] = picture
-            tint(one.rgb, cv2.compare(face.pictures.mask, 0, cv2.CMP_EQ), face.pictures.painted)
-            if (given := one.given > 0).any():
-                face.pictures.painted[given] = one.rgb[given]
-            fill_rests(one.rgb, one.hidden, face.pictures.painted)
-            share = self._memory.show_bare(face, one, face.pictures.painted, seconds)
-            self._paintings[face.track_id] = _Painting(face.pictures.painted.copy(), as_seen=share > 0.5)
+            self._finish(face, one, picture, seconds)
         self._painted += len(faces)
+
+    def _prepare(self, face: Face, seconds: float) -> Shown:
+        """What the network is shown of a face, whose landmarks are put right before. What is hidden from it ends
+        before the soft edge does: between the two it gives skin back, and tones down the mask's faint edge."""
+        self._memory.place(face, seconds)
+        background = _shown(face, put_on=self._memory.is_put_on(face, seconds))
+        return self._memory.with_eyes(face, background, seconds)
+
+    def _finish(self, face: Face, shown: Shown, picture: U8, seconds: float) -> None:
+        """Write what the network has painted (S, S, 3), and over it what is known better."""
+        painted = face.pictures.painted
+        painted[:] = picture
+        tint(shown.rgb, cv2.compare(face.pictures.mask, 0, cv2.CMP_EQ), painted)
+        if (given := shown.given > 0).any():
+            painted[given] = shown.rgb[given]
+        fill_rests(shown.rgb, shown.hidden, painted)
+        share = self._memory.show_bare(face, shown, painted, seconds)
+        self._paintings[face.track_id] = _Painting(painted.copy(), as_seen=share > 0.5)
 
     def close(self) -> None:
         if self._later_views is not None:
