@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from unmask.models.detections import roi_from_detection
 from unmask.models.geometry import transform_points
-from unmask.models.mediapipe import roi_from_detection
 from unmask.models.rows import POINTS, overlap
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import box_centre, box_size, points_box

@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from unmask.models.detections import Detection, merge_overlapping
 from unmask.models.engine import compile_for_cpu
-from unmask.models.mediapipe import Detection, merge_overlapping
 from unmask.models.rows import LANDMARKS, cell_centres
 from unmask.models.vino import openvino
 

@@ -5,8 +5,8 @@ from typing import Final
 import cv2
 import numpy as np
 
+from unmask.models.detections import MESH_SIZE, upright_roi
 from unmask.models.geometry import ANCHOR_POINTS, transform_points
-from unmask.models.mediapipe import MESH_SIZE, upright_roi
 from unmask.models.outline import hull
 from unmask.stream.canvas import Canvas, compose, inverse_affine
 from unmask.stream.frame import F32, F64, U8, Frame

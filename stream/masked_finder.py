@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from unmask.models.detections import MESH_SIZE, Detection, points_to_frame, upright_roi
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, Detection, points_to_frame, upright_roi
 from unmask.models.rows import BARE, LANDMARKER_SIZE, five_points_of
 from unmask.stream.canvas import Canvas, inverse_affine
 from unmask.stream.face_finder import (
@@ -63,7 +63,7 @@ _SAME_PLACE: Final = 0.4
 # in training scenes with labelled boxes: is there a face? The second one over points that were pushed off such faces
 # and followed from there: are they back on the face? The detector is sure of a face whether they are or not. Fitted by
 # benchmarks/judge.py; with later networks it found others that separate faces from the rest equally well. The last
-# weights, of what lies beyond the border of the frame, came later; fitted, the first would be 16 and believe too much.
+# weights, of what lies beyond the border of the frame, are not fitted: the first would be 16 and believe too much.
 _FACE: Final = np.array([-6.14, 2.65, -0.81, -0.88, 0.79, -0.15, 6.0])
 _PLACED: Final = np.array([-4.96, 0.0, -3.84, -1.29, 1.17, -6.83, 7.2])
 

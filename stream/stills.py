@@ -6,8 +6,8 @@ from typing import Final
 import cv2
 import numpy as np
 
+from unmask.models.detections import Detection
 from unmask.models.geometry import canonical_crop
-from unmask.models.mediapipe import Detection
 from unmask.stream.canvas import Canvas
 from unmask.stream.frame import F32, F64, U8, Frame, Layout
 from unmask.stream.stage import Context

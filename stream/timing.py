@@ -17,7 +17,6 @@ class StageTiming:
         count: calls of `process`.
         mean_ms: mean duration of such a call in milliseconds, exact.
         p50_ms, p95_ms, p99_ms: percentiles of it, to within 1 %.
-        busy_seconds: spent in `process` and `flush` together; the rest of the run the stage waited.
     """
 
     count: int
@@ -25,7 +24,6 @@ class StageTiming:
     p50_ms: float
     p95_ms: float
     p99_ms: float
-    busy_seconds: float
 
 
 class Durations:
@@ -44,11 +42,11 @@ class Durations:
         self._total += seconds
         self._longest = max(self._longest, seconds)
 
-    def timing(self, extra_busy_seconds: float = 0.0) -> StageTiming:
-        """The figures so far; `extra_busy_seconds` is work that belongs to no single frame."""
+    def timing(self) -> StageTiming:
+        """The figures so far."""
         mean = self._total / self._count if self._count else 0.0
         p50, p95, p99 = (1000 * self._percentile(share) for share in (0.50, 0.95, 0.99))
-        return StageTiming(self._count, 1000 * mean, p50, p95, p99, self._total + extra_busy_seconds)
+        return StageTiming(self._count, 1000 * mean, p50, p95, p99)
 
     def percentiles_ms(self) -> list[float]:
         """The 0th to the 100th percentile in milliseconds, to within 1 %: 101 figures; none of no durations."""

@@ -115,7 +115,6 @@ class _Worker(ABC):
         self._complete = False
         self._flushed = False
         self._durations = Durations()
-        self._other_seconds = 0.0  # work that belongs to no single frame
 
     def run(self, load_stage: Callable[[], Stage]) -> None:
         """Open, carry, flush, close; whatever goes wrong is told to the supervisor."""
@@ -173,9 +172,7 @@ class _Worker(ABC):
         return given
 
     def _flush(self, stage: Stage) -> list[Frame]:
-        given, seconds = _timed(stage.flush)
-        self._other_seconds += seconds
-        return given
+        return list(stage.flush())
 
     def _give(self, stage: Stage, frames: Iterable[Frame]) -> None:
         """Deliver what the stage gave, once it is certain that these are the next of the frames it has."""
@@ -190,8 +187,7 @@ class _Worker(ABC):
             self._upward.send(Holding(self._position, self._most_held))
 
     def _done(self) -> Done:
-        timing = self._durations.timing(self._other_seconds)
-        return Done(self._position, self._given, self._complete, self._flushed, timing)
+        return Done(self._position, self._given, self._complete, self._flushed, self._durations.timing())
 
     @contextmanager
     def _reporting_failure(self) -> Iterator[None]:
@@ -212,7 +208,6 @@ class _SourceWorker(_Worker):
         while self._refill(free):
             given, seconds = _timed(stage.process, self._empty_frame(free[0]))
             if not given:
-                self._other_seconds += seconds
                 return True
             self._durations.add(seconds)
             self._held.append(free.popleft())

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 from unmask.cli import app
 from unmask.errors import UserError
+from unmask.models.detections import MESH_SIZE, Detection, points_to_frame, roi_from_landmarks
 from unmask.models.engine import WEIGHTS_VARIABLE, compile_network, read_network, weights_file
 from unmask.models.export import ship
 from unmask.models.masked_faces import FaceLandmarker, MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, Detection, FaceMesh, points_to_frame, roi_from_landmarks
+from unmask.models.mediapipe import FaceMesh
 from unmask.models.rows import BARE, KINDS, LANDMARKER_SIZE, LANDMARKS, MASKED, STRIDES, cell_centres, overlap
 from unmask.models.runtime import load_runtime
 from unmask.train import detector, landmarker, processes

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 from faces import Portrait
 
+from unmask.models.detections import Detection
 from unmask.models.geometry import transform_points
-from unmask.models.mediapipe import Detection, FaceDetector, FaceMesh, find_landmarks
+from unmask.models.mediapipe import FaceDetector, FaceMesh, find_landmarks
 from unmask.stream.canvas import Canvas
 from unmask.stream.face_finder import Sighting, box_size, moved, points_box
 from unmask.stream.face_track import FaceTrack

@@ -29,7 +29,6 @@ from unmask.train.registry import build, model_of
 from unmask.train.sheets import as_picture, picture_sheet, tinted
 
 U8 = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.errors import UserError
+from unmask.models.detections import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, upright_roi
 from unmask.models.geometry import ANCHOR_POINTS, transform_landmarks
 from unmask.models.landmarker import Landmarker
-from unmask.models.mediapipe import LEFT_EYE_OUTER, MESH_SIZE, RIGHT_EYE_OUTER, upright_roi
 from unmask.models.rows import LANDMARKER_SIZE, LANDMARKS
 from unmask.train import processes
 from unmask.train.config import Phase, Recipe

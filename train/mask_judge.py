@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from unmask.models.detections import MESH_SIZE, upright_roi
 from unmask.models.engine import choose, load
 from unmask.models.geometry import canonical_crop, transform_points
 from unmask.models.mask_region import mask_region
 from unmask.models.masked_faces import MaskedFaceDetector
-from unmask.models.mediapipe import MESH_SIZE, upright_roi
 from unmask.models.rows import BARE
 from unmask.train.data import warp_crop
 

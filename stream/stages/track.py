@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from unmask.models.mediapipe import Detection
+from unmask.models.detections import Detection
 from unmask.stream.canvas import Canvas, canvas_for
-from unmask.stream.face_finder import Box, Finder, MediaPipeFinder, Sighting, View, box_centre, box_size, points_box
+from unmask.stream.face_finder import Box, Finder, Sighting, View, box_centre, box_size, points_box
 from unmask.stream.face_track import FORGET_SECONDS, FaceTrack
 from unmask.stream.frame import F32, Face, Frame, Layout
 from unmask.stream.likeness import Likeness
 from unmask.stream.masked_finder import MaskedFinder
+from unmask.stream.mediapipe_finder import MediaPipeFinder
 from unmask.stream.scene_cut import SceneCuts
 from unmask.stream.stage import Context, Stage
 from unmask.stream.trackers import DEFAULT_TRACKER, Tracker
