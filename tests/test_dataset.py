@@ -23,6 +23,7 @@ from unmask.train.config import Split
 from unmask.train.data import FaceCrops
 from unmask.train.pseudo import PseudoLabels
 from unmask.train.regions import REGIONS
+from unmask.train.video import spread_frames
 
 
 def call(*arguments: str | Path, code: int = 0) -> str:
@@ -380,6 +381,16 @@ def test_videos_of_one_name_have_files_of_their_own(video: Path, tmp_path: Path)
     with pytest.raises(UserError, match="cannot read"):
         call("data", "frames", video, GOLDEN / "loss_curves.json", "-o", tmp_path / "more", "--size", "64")
     assert (tmp_path / "more" / "clip.wav").exists(), "a video that is done stays"
+
+
+def test_file_with_sound_alone_is_named_in_one_line(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=48_000, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 48_000
+        container.mux([*sound.encode(samples), *sound.encode()])
+    with pytest.raises(UserError, match="holds no video"):
+        list(spread_frames(tmp_path / "song.mp4", 10))
 
 
 def test_preview_shows_what_the_network_gets(tmp_path: Path) -> None:

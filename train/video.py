@@ -23,6 +23,8 @@ def spread_frames(video: Path, most: int) -> Iterator[tuple[float, U8]]:
     """
     try:
         with av.open(str(video)) as container:
+            if not container.streams.video:
+                raise UserError(f"'{video}' holds no video; name a file with pictures")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             length = float(container.duration or 0) / av.time_base
@@ -34,5 +36,5 @@ def spread_frames(video: Path, most: int) -> Iterator[tuple[float, U8]]:
                     due = max(due, time) + apart
                     turns = round(frame.rotation / 90)  # as phones ask for; counter-clockwise
                     yield time, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns), np.uint8)
-    except (av.FFmpegError, IndexError) as error:
+    except av.FFmpegError as error:
         raise UserError(f"cannot read '{video}' as a video: {error}") from error
