@@ -16,7 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, cast
@@ -49,6 +49,7 @@ from unmask.stream.protocol import (
     encode,
     raw_bytes,
     shape_of,
+    too_large,
 )
 from unmask.stream.served_memory import OpenedMemory
 
@@ -65,8 +66,10 @@ _LEAST_STEP: Final = 1e-4
 class Unmasked(npt.NDArray[np.uint8]):
     """An answer: an array like any other, with the faces that were found.
 
+    What is made of it (copies, parts, pickles) keeps them, as they are in the whole picture.
+
     Attributes:
-        faces: the largest first.
+        faces: the largest first, by the distance of the eyes; those shown before count 15 % larger.
         size_px: (width, height) of the picture.
         server_seconds: how long the server worked on it.
     """
@@ -74,6 +77,18 @@ class Unmasked(npt.NDArray[np.uint8]):
     faces: tuple[FoundFace, ...] = ()
     size_px: tuple[int, int] = (0, 0)
     server_seconds: float = 0.0
+
+    def __array_finalize__(self, source: npt.NDArray[Any] | None) -> None:
+        if isinstance(source, Unmasked):
+            self.faces, self.size_px, self.server_seconds = source.faces, source.size_px, source.server_seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, arguments, state = cast(tuple[Any, ...], super().__reduce__())
+        return rebuild, arguments, (state, self.faces, self.size_px, self.server_seconds)
+
+    def __setstate__(self, state: Any) -> None:
+        array, self.faces, self.size_px, self.server_seconds = state
+        super().__setstate__(array)
 
 
 @dataclass(slots=True)
@@ -142,6 +157,9 @@ class Conversation:
     def submit(self, frame: npt.NDArray[Any] | bytes, seconds: float, reset: bool) -> int:
         """Put a frame on its way; there must be credit.
 
+        One that is larger than the server takes is refused at once, as the server would: the connection of whoever
+        sends much more is closed, and other frames would be lost with it.
+
         Returns:
             Its number, for `is_finished` and `take`.
 
@@ -160,9 +178,16 @@ class Conversation:
             answer=self._answer,
             reset=reset,
         )
+        pending = _Pending(request, picture)
+        if self._is_too_large(pending):
+            return request.id
         self._ask_for_memory(max(picture.size, raw_bytes(self._answer, width, height)))
-        pending = self._pending[request.id] = _Pending(request, picture)
-        self._post(pending)
+        self._pending[request.id] = pending
+        try:
+            self._post(pending)
+        except BaseException:
+            self._release(self._pending.pop(request.id))  # else it would take credit for ever
+            raise
         return request.id
 
     def is_finished(self, id: int) -> bool:
@@ -211,11 +236,24 @@ class Conversation:
             return
         self._memory, self._free_slots, self._largest, self._share_asked, self._is_sharing = None, [], 0, 0, False
         self.outgoing.clear()
-        self._pending = {id: pending for id, pending in self._pending.items() if pending.is_wanted}
-        for position, pending in enumerate(self._pending.values()):
-            # The server knows nothing of earlier frames, so what is sent again begins a stream.
+        unanswered, self._pending = self._pending, {}
+        begins = True  # the server knows nothing of earlier frames, so what is sent again begins a stream
+        for id, pending in unanswered.items():
             pending.memory, pending.slot = None, None
-            self._post(pending, begins=position == 0)
+            begins = begins or pending.request.reset
+            if pending.is_wanted and not self._is_too_large(pending):
+                self._pending[id] = pending
+                self._post(pending, begins)
+                begins = False
+
+    def _is_too_large(self, pending: _Pending) -> bool:
+        """Whether the server would refuse a frame for its size; then that is its outcome."""
+        assert self.welcome is not None
+        request = pending.request
+        reason = too_large(request.width, request.height, request.bytes, self.welcome)
+        if reason is not None:
+            self._finished[request.id] = RefusedError(reason, "limit")
+        return reason is not None
 
     def _post(self, pending: _Pending, begins: bool = False) -> None:
         request = pending.request
@@ -311,6 +349,27 @@ def _picture(frame: npt.NDArray[Any] | bytes, format: Format) -> tuple[U8, int, 
     return np.array(array, np.uint8, order="C").reshape(-1), width, height
 
 
+def _number(value: Any, name: str) -> float:
+    """A number of whatever type as a float. Raises UserError where it is none."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} must be a number that fits into a float, not {type(value).__name__}") from error
+
+
+def _check_address(address: Any) -> None:
+    """Raise UserError for what ZeroMQ would take for an address though it is none."""
+    port = address.rpartition(":")[2] if isinstance(address, str) and address.startswith("tcp://") else "0"
+    if not isinstance(address, str) or (port.isdecimal() and (len(port) > 5 or int(port) > 65535)):
+        raise _no_address(address)
+
+
+def _no_address(address: Any) -> UserError:
+    return UserError(f"'{address}' is no address: use tcp://HOST:PORT or ipc://PATH")
+
+
 def _answered(message: Result, pending: _Pending, parts: Sequence[memoryview | bytes]) -> U8:
     """The picture of an answer as (N,) uint8. Raises ValueError or IndexError where there is none."""
     if message.slot is None:
@@ -366,6 +425,7 @@ class _Pace:
     """Gives the times of the frames of a `stream`, one after the other: 1 / fps apart."""
 
     def __init__(self, clock: _Clock, fps: float) -> None:
+        fps = _number(fps, "fps")
         if not 0 < fps < math.inf:
             raise UserError(f"fps is {fps}; give frames per second above 0")
         self._clock, self._fps = clock, fps
@@ -414,8 +474,10 @@ class _Connection:
                 raise UserError(f"unknown format '{name}': use one of {', '.join(FORMATS)}")
         if (key is None) != (server_key is None):
             raise UserError("a server with keys needs both: key='NAME.key' and server_key='SERVER.pub'")
-        if timeout_seconds <= 0:
+        timeout_seconds = _number(timeout_seconds, "timeout_seconds")
+        if not timeout_seconds > 0:
             raise UserError(f"timeout_seconds must be above 0, got {timeout_seconds}")
+        _check_address(address)
         self.address = address
         self._format, self._answer = cast(Format, format), cast(Format, answer or format)
         self._timeout = timeout_seconds
@@ -456,7 +518,7 @@ class _Connection:
             socket.connect(self.address)
         except zmq.ZMQError as error:
             socket.close(0)
-            raise UserError(f"'{self.address}' is no address: use tcp://HOST:PORT or ipc://PATH") from error
+            raise _no_address(self.address) from error
 
     def _no_answer(self) -> NoAnswerError:
         keys = "" if self._keys else ", and does it need keys (key=, server_key=)"
@@ -468,9 +530,11 @@ class _Connection:
     def _hand_over(self, frame: npt.NDArray[Any] | bytes, seconds: Callable[[], float], reset: bool) -> int:
         """Put a frame on its way for which there is credit; its time is taken here, so that frames go out in order."""
         at = seconds()
-        id = self._conversation.submit(frame, at, reset or self._begins)
-        self._clock.note(at)
-        self._begins = False
+        self._begins = bool(reset) or self._begins  # until a frame has gone out: this one may be refused
+        id = self._conversation.submit(frame, at, self._begins)
+        if self._conversation.is_pending(id):
+            self._clock.note(at)
+            self._begins = False
         return id
 
     def _check_open(self) -> None:
@@ -479,9 +543,19 @@ class _Connection:
             kind = type(self).__name__
             raise UserError(f"this {kind} is not connected; use it in `{self._opened_by} {kind}(...) as unmask:`")
 
+    def _check_not_open(self) -> None:
+        """Raises UserError while the client is connected."""
+        if self._is_open:
+            raise UserError(
+                f"this {type(self).__name__} is connected already; make another one for a second connection"
+            )
+
     def _time_of(self, seconds: float | None) -> Callable[[], float]:
-        """Gives the time of a single frame."""
-        return self._clock.single if seconds is None else lambda: seconds
+        """Gives the time of a single frame. Raises UserError where it is no number."""
+        if seconds is None:
+            return self._clock.single
+        at = _number(seconds, "seconds")
+        return lambda: at
 
     def _end_stream(self) -> None:
         self._streams -= 1
@@ -499,6 +573,7 @@ class Client(_Connection):
     _opened_by: ClassVar[str] = "with"
 
     def __enter__(self) -> Self:
+        self._check_not_open()
         self._context = zmq.Context()
         try:
             self._open()
@@ -511,9 +586,11 @@ class Client(_Connection):
 
     def __exit__(self, *_: object) -> None:
         self._is_open = False
-        self._conversation.leave()
-        self._send()
-        self._close()
+        try:
+            self._conversation.leave()
+            self._send()
+        finally:
+            self._close()
 
     def __call__(
         self, frame: npt.NDArray[Any] | bytes, *, seconds: float | None = None, reset: bool = False
@@ -589,9 +666,7 @@ class Client(_Connection):
         while not is_so():
             left = deadline - time.monotonic()
             if left <= 0:
-                self._socket.close(0)
-                self._conversation, self._begins = self._new_conversation(), True
-                self._open()
+                self._reconnect()
                 raise self._no_answer()
             if not self._pump(min(left, _PROBE_SECONDS)):
                 self._conversation.probe()
@@ -604,7 +679,7 @@ class Client(_Connection):
         self._send()
         if not self._socket.poll(round(1000 * seconds)):
             return False
-        with suppress(zmq.Again):
+        with self._whole_messages():
             while True:
                 self._conversation.receive([p.buffer for p in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)])
         self._send()
@@ -612,10 +687,30 @@ class Client(_Connection):
 
     def _send(self) -> None:
         outgoing = self._conversation.outgoing
-        with suppress(zmq.Again):
+        with self._whole_messages():
             while outgoing:
                 self._socket.send_multipart(outgoing[0], zmq.NOBLOCK, copy=False)
                 outgoing.popleft()
+
+    @contextmanager
+    def _whole_messages(self) -> Iterator[None]:
+        """Passes over that no message can go or has come.
+
+        After anything else (Ctrl-C) the next frame begins on a new connection: on this one it would be taken for the
+        rest of a message that was cut off.
+        """
+        try:
+            yield
+        except zmq.Again:
+            pass
+        except BaseException:
+            self._reconnect()
+            raise
+
+    def _reconnect(self) -> None:
+        self._socket.close(0)
+        self._conversation, self._begins = self._new_conversation(), True
+        self._open()
 
     def _open(self) -> None:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -644,6 +739,7 @@ class AsyncClient(_Connection):
     _opened_by: ClassVar[str] = "async with"
 
     async def __aenter__(self) -> Self:
+        self._check_not_open()
         self._context = zmq.asyncio.Context()
         self._changed = asyncio.Condition()
         self._submitting = asyncio.Lock()

@@ -57,7 +57,7 @@ class Answer:
     Attributes:
         picture: (N,) uint8, in the format asked for.
         width, height: in px.
-        faces: the largest first.
+        faces: the largest first, by the distance of the eyes; those shown before count 15 % larger.
     """
 
     picture: U8
@@ -124,6 +124,8 @@ class FaceStream:
 
     def _frame(self, request: FrameRequest, data: memoryview) -> Frame:
         width, height = request.width, request.height
+        if request.reset:
+            self.close()  # now: the picture may be refused, and later ones rely on it
         if request.format in CODED_FORMATS:
             picture = decode_picture(request.format, data, self._limits)
             height, width = picture.shape[:2]
@@ -132,7 +134,7 @@ class FaceStream:
         else:
             picture = np.frombuffer(data, np.uint8)
         layout = layout_of(request.format, width, height)
-        if self._context is None or self._context.layout != layout or request.reset:
+        if self._context is None or self._context.layout != layout:
             self._open(Context(layout, self._settings.max_faces, load=self._engines.load))
         pts = round(request.seconds * _TICKS)
         frame = Frame(self._index, pts, Fraction(1, _TICKS), layout, self._buffer, 0, discontinuity=request.reset)

@@ -5,8 +5,11 @@ client is one connection and one stream. It has one frame in work at most, so it
 have frames waiting take turns, so that nobody who sends more gets more.
 """
 
+import errno
 import os
 import secrets
+import socket
+import stat
 import threading
 import time
 from collections import deque
@@ -133,6 +136,42 @@ def is_local(bind: str) -> bool:
         return False
 
 
+def is_abstract(bind: str) -> bool:
+    """Whether an endpoint is an abstract socket: it has no file, so that no file mode keeps other users out."""
+    return bind.startswith("ipc://@")
+
+
+def _socket_path(bind: str) -> str | None:
+    """The file of an ipc endpoint; None where it has none, or ZeroMQ makes one of its own and removes it."""
+    path = bind.removeprefix("ipc://")
+    return None if path in (bind, "*") or is_abstract(bind) else os.path.abspath(path)
+
+
+def _check_free(bind: str, path: str) -> None:
+    """Raise UserError where something lies at a path that is to be bound: ZeroMQ would remove whatever it is.
+
+    A socket that nobody listens at was left behind by a server that was killed, and may be replaced.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # nothing there, or what binding itself will say
+    if not stat.S_ISSOCK(mode):
+        raise UserError(f"--bind {bind}: there is something else at {path}; choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # one that listens and is busy counts as answered
+        try:
+            probe.connect(path)
+            reason = os.strerror(errno.EADDRINUSE)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except BlockingIOError:
+            reason = os.strerror(errno.EADDRINUSE)
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise UserError(f"--bind {bind}: {reason}; choose another path")
+
+
 class _Client:
     """What the server knows of a client. Only the server's thread touches it, save `stream`, which the worker has."""
 
@@ -215,6 +254,7 @@ class Server:
         self._give_up: float | None = None
         self._hangs = False
         self._is_closed = False
+        self._bound: tuple[str, int, int] | None = None  # the file of an ipc socket: path, device, inode
         self._closing = threading.RLock()  # a signal may ask for the end in the thread that is closing
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -257,12 +297,22 @@ class Server:
             if self._is_closed:
                 return
             self._is_closed = True
+        self._remove_file()  # before the socket is closed: until then no other file can have its inode
         self._socket.close()
         if self._authenticator is not None:
             self._authenticator.stop()
         self._context.term()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def _remove_file(self) -> None:
+        if self._bound is None:
+            return
+        path, device, inode = self._bound
+        with suppress(OSError):
+            there = os.lstat(path)
+            if (there.st_dev, there.st_ino) == (device, inode):
+                os.unlink(path)
 
     def drain(self) -> None:
         """Take no more frames, answer those that are here, end. From any thread, or a signal handler."""
@@ -281,31 +331,38 @@ class Server:
     # --- the socket ---------------------------------------------------------------------------------------------------
 
     def _bind(self) -> None:
-        bind, limits, socket = self._options.bind, self._options.limits, self._socket
+        bind, limits, router = self._options.bind, self._options.limits, self._socket
         if self._options.curve is not None:
             self._authenticator = _authenticator(self._context, self._options.curve)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.LINGER, _LINGER_MS)
         # ZeroMQ closes the connection of whoever sends more, before memory is taken. What is only a little too large
         # gets an answer that says so.
-        socket.setsockopt(zmq.MAXMSGSIZE, 2 * limits.max_bytes)
-        socket.setsockopt(zmq.RCVHWM, 2 * limits.credits)
-        socket.setsockopt(zmq.SNDHWM, 2 * limits.credits)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        socket.setsockopt(zmq.IPV6, "[" in bind)
+        router.setsockopt(zmq.MAXMSGSIZE, 2 * limits.max_bytes)
+        router.setsockopt(zmq.RCVHWM, 2 * limits.credits)
+        router.setsockopt(zmq.SNDHWM, 2 * limits.credits)
+        router.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        router.setsockopt(zmq.IPV6, "[" in bind)
         if self._options.curve is not None:
-            socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._options.curve.own.public)
-            socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._options.curve.own.secret)
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt_string(zmq.CURVE_PUBLICKEY, self._options.curve.own.public)
+            router.setsockopt_string(zmq.CURVE_SECRETKEY, self._options.curve.own.secret)
+        path = _socket_path(bind)
+        if path is not None:
+            _check_free(bind, path)
         before = os.umask(0o177)  # an ipc socket is for its owner
         try:
-            socket.bind(bind)
+            router.bind(bind)
         except zmq.ZMQError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise UserError(f"--bind {bind}: {reason}; choose another address or port") from error
         finally:
             os.umask(before)
+        if path is not None:
+            with suppress(OSError):  # somebody has removed it already
+                made = os.lstat(path)
+                self._bound = path, made.st_dev, made.st_ino
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -562,26 +619,36 @@ class Server:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _work(self, number: int) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._stopping:
-                continue
-            self._begun[number] = time.monotonic()
-            start = time.perf_counter()
-            try:
-                answer = job.client.stream.process(job.request, job.data)
-                job.answer = _answer_parts(job, answer, time.perf_counter() - start)
-                job.faces = sum(face.unmasked for face in answer.faces)
-                job.left = sum(face.looks_masked and not face.unmasked for face in answer.faces)
-            except ProtocolError as error:
-                job.refused = error
-            except Exception as error:
-                job.refused = self._fault(job, error)
-            if job.refused is not None:
-                job.answer = [encode(Error(job.refused.code, job.refused.text, job.request.id))]
-            job.data = memoryview(b"")
-            del self._begun[number]
-            self._done.append(job)
-            self._wake()
+        while self._work_on_next(number):
+            pass
+
+    def _work_on_next(self, number: int) -> bool:
+        """Wait for a frame and work on it. False where there will be no more.
+
+        A worker that waits must hold nothing of the frame before: that keeps the shared memory of a client that has
+        left. So nothing is named outside of this function, and no exception is kept, whose traceback names it all.
+        """
+        job = self._jobs.get()
+        if job is None or self._stopping:
+            return job is not None
+        self._begun[number] = time.monotonic()
+        start = time.perf_counter()
+        try:
+            answer = job.client.stream.process(job.request, job.data)
+            job.answer = _answer_parts(job, answer, time.perf_counter() - start)
+            job.faces = sum(face.unmasked for face in answer.faces)
+            job.left = sum(face.looks_masked and not face.unmasked for face in answer.faces)
+        except ProtocolError as error:
+            job.refused = ProtocolError(error.code, error.text)
+        except Exception as error:
+            job.refused = self._fault(job, error)
+        if job.refused is not None:
+            job.answer = [encode(Error(job.refused.code, job.refused.text, job.request.id))]
+        job.data = memoryview(b"")
+        del self._begun[number]
+        self._done.append(job)
+        self._wake()
+        return True
 
     def _fault(self, job: _Job, error: Exception) -> ProtocolError:
         """A stage failed: this frame comes to nothing, its stream begins anew, and all others go on."""

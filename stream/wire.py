@@ -75,9 +75,12 @@ def _damaged(format: Format) -> ProtocolError:
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-    if not data.startswith(_PNG_START) or _PNG_END not in data[-4096:]:
-        return None
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    at = 8 if data.startswith(_PNG_START) else len(data)
+    while at + 12 <= len(data):
+        if data[at + 4 : at + 12] == _PNG_END:  # whatever lies behind it is no part of the picture
+            return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

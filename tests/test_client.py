@@ -1,9 +1,15 @@
 """Both clients over real sockets, with a stand-in for the networks: memories, order and times of frames."""
 
 import asyncio
+import copy
+import itertools
+import pickle
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any, cast
 
 import msgspec
@@ -16,9 +22,10 @@ from served import RawClient
 from unmask.errors import RefusedError, UserError
 from unmask.stream import AsyncClient, Client
 from unmask.stream import server as server_module
+from unmask.stream.client import Conversation, Unmasked
 from unmask.stream.face_stream import Answer, SharedEngines
 from unmask.stream.metrics import Metrics
-from unmask.stream.protocol import Error, FrameRequest, Reply, Result, Share, Welcome, encode
+from unmask.stream.protocol import Error, FoundFace, FrameRequest, Reply, Result, Share, Welcome, encode
 from unmask.stream.server import ServeOptions, Server
 
 U8 = npt.NDArray[np.uint8]
@@ -344,3 +351,157 @@ def test_client_that_is_not_connected_says_so(server: Server) -> None:
         unmask(picture())
     with pytest.raises(UserError, match=r"use it in `async with AsyncClient"):
         asyncio.run(later(picture()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.array, Fraction, int])
+def test_times_may_be_numbers_of_any_kind(server: Server, kind: Callable[[int], Any]) -> None:
+    with Client(server.endpoint) as unmask:
+        for second in range(6):
+            unmask(picture(), seconds=kind(second), reset=cast(bool, np.bool_(second == 3)))
+        assert len(list(unmask.stream([picture(), picture()], fps=kind(25)))) == 2
+    assert [request.seconds for request in Negative.requests[:6]] == [0, 1, 2, 3, 4, 5]
+    assert [request.reset for request in Negative.requests[:6]] == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("wrong", ["1", b"1", [1], 1j, 10**400], ids=["str", "bytes", "list", "complex", "huge"])
+def test_times_that_are_no_numbers_are_one_line_and_cost_no_credit(server: Server, wrong: Any) -> None:
+    with Client(server.endpoint) as unmask:
+        for _ in range(6):
+            with pytest.raises(UserError, match="seconds must be a number"):
+                unmask(picture(), seconds=wrong)
+        with pytest.raises(UserError, match="fps must be a number"):
+            next(unmask.stream([picture()], fps=wrong))
+        unmask(picture())
+
+
+def test_frame_that_cannot_be_posted_costs_no_credit_and_no_slot(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Client(server.endpoint) as unmask:
+        unmask(picture())
+        for _ in range(6):
+            with monkeypatch.context() as patch:
+                patch.setattr("unmask.stream.client.encode", fails)
+                with pytest.raises(KeyboardInterrupt):
+                    unmask(picture())
+        unmask(picture())
+    assert Negative.requests[-1].slot is not None
+
+
+# --- what cannot go as it should --------------------------------------------------------------------------------------
+
+TOO_LARGE = (4000, 6000, 3)
+"""More than twice what the server takes: it closes the connection of whoever sends that."""
+
+
+def test_frame_that_is_too_large_is_refused_at_once_and_alone(server: Server) -> None:
+    frames = [picture(), np.zeros(TOO_LARGE, np.uint8), picture()]
+    with Client(server.endpoint) as unmask:
+        unmask(picture())
+        answers = unmask.stream(frames)
+        np.testing.assert_array_equal(next(answers), 255 - frames[0])
+        with pytest.raises(RefusedError, match="72000000 bytes") as caught:
+            next(answers)
+        assert caught.value.code == "limit"
+        with pytest.raises(RefusedError, match="8193x1 px"):
+            unmask(np.zeros((1, 8193, 3), np.uint8), seconds=1000.0, reset=True)
+        np.testing.assert_array_equal(unmask(frames[2]), 255 - frames[2])
+    assert [request.reset for request in Negative.requests] == [True, True, True]
+    assert Negative.requests[-1].seconds < 1000
+
+
+def test_task_whose_frame_is_too_large_takes_no_other_down(server: Server) -> None:
+    async def use() -> None:
+        async with AsyncClient(server.endpoint) as unmask:
+            frames = [picture(), np.zeros(TOO_LARGE, np.uint8), picture()]
+            outs = await asyncio.gather(*(unmask(frame) for frame in frames), return_exceptions=True)
+            assert [type(out) for out in outs] == [Unmasked, RefusedError, Unmasked]
+
+    asyncio.run(use())
+
+
+def test_frames_that_the_next_server_finds_too_large_are_not_sent_again() -> None:
+    conversation = Conversation("gray8", "gray8", False, itertools.count(1))
+    conversation.receive([encode(Welcome(1, "large", "a", 4, 10**6, 10**6, False))])
+    small, large = np.zeros((10, 10), np.uint8), np.zeros((100, 100), np.uint8)
+    frames = [(large, True), (small, False), (large, True), (small, False)]
+    ids = [conversation.submit(frame, float(n), reset) for n, (frame, reset) in enumerate(frames)]
+    conversation.outgoing.clear()
+    conversation.receive([encode(Welcome(1, "small", "b", 4, 1000, 1000, False))])
+    sent = [msgspec.msgpack.decode(parts[0]) for parts in conversation.outgoing]
+    assert [(header["id"], header.get("reset")) for header in sent] == [(ids[1], True), (ids[3], True)]
+    assert [conversation.is_finished(id) for id in ids] == [True, False, True, False]
+    with pytest.raises(RefusedError, match="10000 bytes"):
+        conversation.take(ids[0])
+
+
+@pytest.mark.parametrize("method", ["send", "recv"])
+def test_interrupt_in_the_midst_of_a_message_spoils_no_later_call(
+    server: Server, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    carry = getattr(zmq.Socket, method)
+    ours: list[Any] = []
+
+    def interrupted(self: Any, *arguments: Any, **options: Any) -> Any:
+        outcome = carry(self, *arguments, **options)
+        flags = next((argument for argument in arguments if isinstance(argument, int)), 0)
+        if self is ours[0] and (method == "recv" or flags & zmq.SNDMORE):
+            raise KeyboardInterrupt
+        return outcome
+
+    with Client(server.endpoint, shared_memory=False, timeout_seconds=5) as unmask:
+        unmask(picture())
+        for _ in range(5):  # more often than there is credit
+            ours[:] = [unmask._socket]
+            with monkeypatch.context() as patch:
+                patch.setattr(zmq.Socket, method, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    unmask(picture())
+            frame = picture()
+            np.testing.assert_array_equal(unmask(frame), 255 - frame)
+
+
+def test_client_that_is_open_is_not_entered_again(server: Server) -> None:
+    async def use() -> None:
+        async with AsyncClient(server.endpoint) as unmask:
+            with pytest.raises(UserError, match="this AsyncClient is connected already"):
+                await unmask.__aenter__()
+            await unmask(picture())
+
+    with Client(server.endpoint) as unmask:
+        with pytest.raises(UserError, match="this Client is connected already"), unmask:
+            pass
+        unmask(picture())
+    asyncio.run(use())
+
+
+def test_memory_of_a_client_that_has_left_goes(server: Server) -> None:
+    with Client(server.endpoint) as unmask:
+        for _ in range(3):
+            unmask(picture())
+        (client,) = server._clients.values()
+        assert client.memory is not None
+        memory = weakref.ref(client.memory)
+        del client
+    deadline = time.monotonic() + 10
+    while memory() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_is_made_of_an_answer_keeps_its_faces() -> None:
+    out = np.arange(24, dtype=np.uint8).reshape(2, 4, 3).view(Unmasked)
+    assert out.faces == ()
+    out.faces, out.size_px, out.server_seconds = (FoundFace((0, 0, 1, 1), 3, 1.0, 1.0, True),), (4, 2), 0.5
+    pickles = [pickle.loads(pickle.dumps(out, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for other in (out.copy(), out[:], copy.copy(out), copy.deepcopy(out), *pickles):
+        np.testing.assert_array_equal(other, out)
+        assert (other.faces, other.size_px, other.server_seconds) == (out.faces, (4, 2), 0.5)
+    assert out[:1, ::2].faces == out.faces
+    assert type(np.asarray(out)) is np.ndarray

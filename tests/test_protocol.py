@@ -198,6 +198,11 @@ def test_cut_damaged_and_mistaken_pictures_are_refused(format: Any) -> None:
         assert caught.value.code == "picture", bad[:20]
 
 
+@pytest.mark.parametrize("format", list(SUFFIX))
+def test_what_lies_behind_the_end_of_a_picture_does_not_matter(format: Any) -> None:
+    assert decode_picture(format, coded(format) + bytes(10_000), LIMITS).shape == (30, 40, 3)
+
+
 def test_picture_bomb_is_refused_by_its_header() -> None:
     bomb = bytearray(coded("png"))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import msgspec
@@ -250,6 +250,9 @@ def test_tiny_pictures(server: Server, size: tuple[int, int]) -> None:
     [
         ({"format": "yuyv"}, "unknown format 'yuyv': use one of rgb24"),
         ({"timeout_seconds": 0}, "above 0"),
+        ({"timeout_seconds": float("nan")}, "above 0"),
+        ({"timeout_seconds": "3"}, "timeout_seconds must be a number"),
+        ({"timeout_seconds": None}, "timeout_seconds must be a number"),
         ({"key": "a.key"}, "needs both"),
         ({"key": "nowhere.key", "server_key": "x"}, "nowhere.key"),
     ],
@@ -257,6 +260,12 @@ def test_tiny_pictures(server: Server, size: tuple[int, int]) -> None:
 def test_wrong_settings_are_one_line_before_anything_is_sent(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Client("tcp://127.0.0.1:5555", **arguments)
+
+
+@pytest.mark.parametrize("address", [None, b"tcp://127.0.0.1:5555", "tcp://127.0.0.1:99999", "tcp://[::1]:123456"])
+def test_no_address_at_all(address: Any) -> None:
+    with pytest.raises(UserError, match="use tcp://HOST:PORT"):
+        Client(address)
 
 
 def test_wrong_address() -> None:
@@ -288,6 +297,17 @@ def test_refused_frame_is_an_exception_and_the_next_one_works(server: Server, po
             unmask(b"this is no picture, not at all")
         assert caught.value.code == "picture"
         assert unmask(_encoded("jpeg", portrait.bare)).shape == portrait.bare.shape
+
+
+def test_reset_holds_though_its_frame_is_refused(server: Server, portrait: Portrait) -> None:
+    sent = _encoded("jpeg", portrait.masked)
+    with Client(server.endpoint, format="jpeg") as unmask:
+        before = [unmask(sent).faces[0].track for _ in range(2)]
+        with pytest.raises(RefusedError, match="cut short"):
+            unmask(sent[: len(sent) // 2], reset=True)
+        after = unmask(sent).faces[0].track
+    assert before == [before[0]] * 2
+    assert after != before[0]
 
 
 def test_no_server_is_said_with_what_to_do() -> None:
@@ -725,9 +745,49 @@ def test_ipc_socket_is_for_its_owner(tmp_path: Path) -> None:
             assert unmask.uses_shared_memory
 
 
+def bound(path: Path) -> Server:
+    """A server that listens and is never run."""
+    options = ServeOptions(bind=f"ipc://{path}", settings=SETTINGS)
+    return Server(options, cast(SharedEngines, None), Metrics("none"), lambda event, **fields: None)
+
+
+def test_ipc_takes_no_path_from_a_file_or_another_server(tmp_path: Path) -> None:
+    precious, link, path = tmp_path / "precious", tmp_path / "link", tmp_path / "socket"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    for taken in (precious, link, tmp_path):
+        with pytest.raises(UserError, match="there is something else at"):
+            bound(taken)
+    assert (precious.read_text(), link.is_symlink()) == ("precious", True)
+    first = bound(path)
+    try:
+        with pytest.raises(UserError, match="already in use; choose another path"):
+            bound(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    finally:
+        first.close()
+    assert not path.exists()
+
+
+def test_ipc_replaces_a_dead_socket_and_removes_only_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    first = bound(path)
+    path.unlink()
+    second = bound(path)
+    first.close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--bind", "ipc://@unmask-test"], "every user of this machine can reach it; use ipc:// with a path"),
         (["--bind", "tcp://0.0.0.0:5599"], "--insecure to let anybody in"),
         (["--bind", "tcp://*:5599"], "--insecure to let anybody in"),
         (["--bind", "tcp://[::]:5599"], "--insecure to let anybody in"),
@@ -783,6 +843,7 @@ def test_insecure_warns() -> None:
         ("tcp://[::1]:1", True),
         ("tcp://localhost:1", True),
         ("ipc:///tmp/x", True),
+        ("ipc://@x", True),
         ("tcp://192.168.1.5:1", False),
         ("tcp://eth0:1", False),
         ("tcp://*:1", False),

@@ -42,9 +42,9 @@ SERVE_HELP: Final = "\n\n".join(
         "PERSON. --person FILE paints the faces of all clients with a model of one person, whoever sends them.",
         "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces come as data: box, track, scores, "
         "whether painted, whether a mask seems to be worn.",
-        "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc:// only "
-        "you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each client. "
-        "--insecure does without, and warns.",
+        "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc://PATH "
+        "only you can. Any other address needs keys (see `unmask keys new --help`): --key and an --allow for each "
+        "client. --insecure does without, and warns.",
         "OPERATION. The log goes to stderr. SIGTERM or Ctrl-C answers the frames that are here and ends with 0; a "
         "second one stops at once, with 130. A client that does not read is waited for five seconds. /healthz says "
         '"ok", or 503 and why: the server is ending, or a frame hangs.',
@@ -163,7 +163,9 @@ def serve(
     curve = _curve(bind, key, allow or [], insecure, log)
     options = ServeOptions(
         bind=bind,
-        settings=Settings(device, max_faces, engine, personal(person), tracker, memory),
+        settings=Settings(
+            device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory
+        ),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,
@@ -211,7 +213,7 @@ def _pixels(size: str) -> int:
 def _curve(bind: str, key: Path | None, allow: list[str], insecure: bool, log: _Log) -> "Curve | None":
     """Who may connect. Raises UserError where that would be anybody on a network, and nobody said so."""
     from unmask.stream.keys import read_pair, read_public
-    from unmask.stream.server import Curve, is_local
+    from unmask.stream.server import Curve, is_abstract, is_local
 
     local = is_local(bind)
     if insecure and (key or allow):
@@ -221,11 +223,11 @@ def _curve(bind: str, key: Path | None, allow: list[str], insecure: bool, log: _
     if key is not None or allow:
         missing = "an --allow with the public key of each client" if key else "--key NAME.key of the server"
         raise UserError(f"keys need {missing} too; make keys with: unmask keys new NAME")
+    keys = "give --key NAME.key and --allow CLIENT.pub (see unmask keys new --help), or --insecure to let anybody in"
+    if is_abstract(bind) and not insecure:
+        raise UserError(f"--bind {bind}: every user of this machine can reach it; use ipc:// with a path, or {keys}")
     if not local and not insecure:
-        raise UserError(
-            f"--bind {bind} can be reached from other machines: give --key NAME.key and --allow CLIENT.pub "
-            "(see unmask keys new --help), or --insecure to let anybody in"
-        )
-    if not local:
+        raise UserError(f"--bind {bind} can be reached from other machines: {keys}")
+    if not local or is_abstract(bind):
         log("warning", text=f"--insecure: whoever reaches {bind} can send frames, unencrypted and unchecked")
     return None
