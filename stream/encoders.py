@@ -76,6 +76,7 @@ class Encoder:
         presets: the names or numbers it knows, fastest or best first.
         preset, crf: defaults.
         max_crf: the worst quality.
+        min_crf: the best quality.
         odd_sizes: True where a subsampled format may have an odd width or height.
     """
 
@@ -85,6 +86,7 @@ class Encoder:
     preset: str
     crf: float
     max_crf: int = 51
+    min_crf: int = 0
     odd_sizes: bool = False
 
 
@@ -94,7 +96,8 @@ _NVENC: Final = tuple(
 _SOFTWARE: Final = (
     Encoder("libx264", Codec.H264, _X26_PRESETS, "veryfast", 18),
     Encoder("libx265", Codec.HEVC, _X26_PRESETS, "ultrafast", 18),
-    Encoder("libsvtav1", Codec.AV1, tuple(str(number) for number in range(14)), "9", 22, 63, odd_sizes=True),
+    # FFmpeg leaves SVT-AV1 its own default where the crf is 0.
+    Encoder("libsvtav1", Codec.AV1, tuple(str(number) for number in range(14)), "9", 22, 63, 1, odd_sizes=True),
 )
 
 
@@ -153,8 +156,8 @@ def choose_encoder(
     Raises:
         UserError: there is none.
     """
-    # SVT-AV1 writes its greeting to the terminal, past FFmpeg's logging; 1 leaves errors.
-    os.environ.setdefault("SVT_LOG", "1")
+    # SVT-AV1 writes its greeting and its errors to the terminal, past FFmpeg's logging, which reports the errors too.
+    os.environ.setdefault("SVT_LOG", "0")
     refused: list[str] = []
     wanted = f"--codec {options.codec}" if options.codec else "the video"
     for encoder in _candidates(options, settings, layout):
@@ -244,7 +247,7 @@ def configure(context: VideoCodecContext, choice: Choice, settings: VideoSetting
 
 def _options(encoder: Encoder, options: EncodeOptions, settings: VideoSettings) -> dict[str, str]:
     preset = options.preset or encoder.preset
-    crf = f"{encoder.crf if options.crf is None else options.crf:g}"
+    crf = f"{encoder.crf if options.crf is None else max(options.crf, encoder.min_crf):g}"
     if encoder in _NVENC:
         return {"preset": preset, "rc": "vbr", "cq": crf, "bf": "0"}
     if encoder.name == "libx265":

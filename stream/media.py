@@ -5,7 +5,7 @@ colours are taken from the first decoded picture, and the frame rate from the ti
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -259,7 +259,7 @@ def _first_picture(container: InputContainer, stream: VideoStream) -> tuple[Vide
             other.discard = av.stream.Discard.all
     picture: VideoFrame | None = None
     times: list[int] = []
-    for count, packet in enumerate(container.demux(stream)):
+    for count, packet in enumerate(_readable(container, stream)):
         if packet.pts is not None and len(times) < _TIMED_PACKETS:
             times.append(packet.pts)
         if picture is None:
@@ -267,6 +267,14 @@ def _first_picture(container: InputContainer, stream: VideoStream) -> tuple[Vide
         if count >= (_PACKETS_WITHOUT_PICTURE if picture is None else _TIMED_PACKETS):
             break
     return None if picture is None else (picture, times)
+
+
+def _readable(container: InputContainer, stream: VideoStream) -> "Iterator[Packet[VideoStream]]":
+    """The packets of a stream, as far as the file can be read."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
 
 
 def decode_packet(packet: "av.Packet[VideoStream]") -> list[VideoFrame]:
@@ -354,6 +362,11 @@ def is_full_range(picture: VideoFrame) -> bool:
     return picture.color_range == FULL_RANGE or picture.format.name.startswith("yuvj")
 
 
+def is_grey(form: VideoFormat) -> bool:
+    """Whether pictures in this format have no colours, with or without transparency."""
+    return not (form.is_rgb or form.has_palette) and sum(not part.is_alpha for part in form.components) == 1
+
+
 def nearest_format(name: str, *, transposed: bool = False) -> str:
     """The one of `PIXEL_FORMATS` that loses least of a picture in FFmpeg's format `name`.
 
@@ -363,7 +376,7 @@ def nearest_format(name: str, *, transposed: bool = False) -> str:
     form = VideoFormat(name)
     if name.startswith("yuvj"):
         name = name.replace("yuvj", "yuv")
-    if not (form.is_rgb or form.has_palette) and sum(not part.is_alpha for part in form.components) == 1:
+    if is_grey(form):
         # Grey pictures: FFmpeg would choose RGB or 4:4:4, which few players show and which costs twice the time.
         name = "yuv420p" if max(part.bits for part in form.components) <= 8 else "yuv420p10le"
     nearest, _ = find_best_pix_fmt_of_list(list(PIXEL_FORMATS), name)
@@ -487,10 +500,14 @@ def _side_data(picture: VideoFrame) -> dict[SideDataType, bytes]:
     return {entry.type: bytes(entry) for entry in cast(Iterable[SideData], picture.side_data)}
 
 
+STEREO_3D: Final = "the mark of 3D video"
+
 _EMBEDDED: Final = {
     SideDataType.A53_CC: "closed captions inside the video",
     SideDataType.DYNAMIC_HDR_PLUS: "HDR10+ metadata",
     SideDataType.DOVI_METADATA: "Dolby Vision metadata",
+    SideDataType.SPHERICAL: "the mark of 360-degree video",
+    SideDataType.STEREO3D: STEREO_3D,
 }
 
 
@@ -515,16 +532,32 @@ def _content_light(side_data: dict[SideDataType, bytes]) -> ContentLight | None:
 
 def goes_on_after(info: MediaInfo, seconds: float) -> bool:
     """Whether the video has pictures later than `seconds`, found by seeking there; False where it cannot be told."""
+    packets = _packets_near(info, seconds)
+    return any(packet.pts is not None and packet.pts * packet.time_base > seconds for packet in packets)
+
+
+def told_duration(info: MediaInfo, seconds: float) -> float | None:
+    """How long the picture at `seconds` is shown by what its packet says, in seconds; None where it cannot be told."""
+    nearest = info.frame_step * info.time_base / 2
+    told: float | None = None
+    for packet in _packets_near(info, seconds):
+        if packet.pts is not None and packet.duration and abs(packet.pts * packet.time_base - seconds) < nearest:
+            told = float(packet.duration * packet.time_base)
+    return told
+
+
+def _packets_near(info: MediaInfo, seconds: float) -> "Iterator[Packet[VideoStream]]":
+    """The packets of the video from the key picture before `seconds` on, none where the file cannot be read there."""
     with open_input(info.path) as container:
         stream = container.streams[info.stream_index]
+        assert isinstance(stream, VideoStream)
         if stream.time_base is None:
-            return False
+            return
         try:
             container.seek(int(seconds / stream.time_base), stream=stream)
-            packets = (packet.pts for packet in container.demux(stream))
-            return any(pts is not None and pts * stream.time_base > seconds for pts in packets)
         except av.FFmpegError:
-            return False
+            return
+        yield from _readable(container, stream)
 
 
 def with_source(info: MediaInfo) -> MediaInfo:

@@ -16,7 +16,7 @@ from av.subtitles.stream import SubtitleStream
 from av.video.stream import VideoStream
 
 import unmask
-from unmask.stream.media import MediaInfo, Part, Timeline, begins_anew, is_cover
+from unmask.stream.media import MediaInfo, Part, Timeline, begins_anew, is_cover, open_input
 
 MOV_FORMATS: Final = frozenset({"mp4", "mov", "ipod", "3gp", "3g2", "psp", "ismv"})
 """FFmpeg's muxers of the ISO base media family."""
@@ -288,9 +288,11 @@ class StreamCopy:
 
     def _attach_cover(self, stream: VideoStream) -> None:
         name, mimetype = _COVER_NAMES[stream.codec_context.codec.canonical_name]
-        with av.open(self._source.name) as source:
+        with open_input(self._info.path) as source:
             packet = next(source.demux(source.streams[stream.index]))
-            self._output.add_attachment(stream.metadata.get("filename", name), mimetype, bytes(packet))
+            attached = self._output.add_attachment(name, mimetype, bytes(packet))
+        # As a tag the name may hold odd bytes, as an argument it may not.
+        attached.metadata["filename"] = stream.metadata.get("filename", name)
 
 
 def _describe(stream: Stream) -> str:
@@ -311,7 +313,7 @@ def _can_hold(container: str, stream: Stream) -> bool:
     context: object = stream.codec_context
     if context is None or (container == "mpegts" and stream.codec_context.codec.canonical_name not in _TS_CODECS):
         return False
-    output = av.open(io.BytesIO(), "w", format=container)
+    output = av.open(io.BytesIO(), "w", format=container, metadata_errors="surrogateescape")
     try:
         _add_like(output, stream)
         output.start_encoding()

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange
 
 from unmask.errors import UserError
 from unmask.models.engine import has_nvidia_gpu
@@ -138,6 +139,31 @@ def test_grey_keeps_its_levels(tmp_path: Path) -> None:
     assert info.layout.format == "yuv420p"
     assert [planes[0] for planes in raw(frames)] == [planes[0] for planes in pyav_planes(path)]
     assert all((plane == 128).all() for frame in frames for plane in frame.planes[1:])
+
+
+@pytest.mark.parametrize(("form", "codec"), [("gray", "libx265"), ("gray10le", "libx265"), ("gray", "ffv1")])
+def test_grey_of_limited_range_keeps_its_levels(tmp_path: Path, form: str, codec: str) -> None:
+    options = {"x265-params": "log-level=none:range=limited"} if codec == "libx265" else {}
+    path = write_clip(tmp_path / "clip.mkv", form=form, codec=codec, options=options)
+    info = probe(path)
+    assert not info.layout.full_range
+    assert [planes[0] for planes in raw(decode(info)[0])] == [planes[0] for planes in pyav_planes(path)]
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("told", [ColorRange.UNSPECIFIED, ColorRange.MPEG, ColorRange.JPEG])
+def test_another_range_is_converted_to_that_of_the_layout(full_range: bool, told: ColorRange) -> None:
+    layout = Layout(64, 48, "yuv420p", full_range=full_range)
+    frame = Frame(0, 0, Fraction(1, 25), layout, np.zeros(layout.slot_bytes(0), np.uint8), 0)
+    given = picture(3, 64, 48, "yuv420p")
+    given.color_range = told
+    before = np.frombuffer(bytes(given.planes[0]), np.uint8).reshape(48, 64).astype(float)
+    fill(frame, given, Orientation())
+    if told == ColorRange.MPEG and full_range:
+        before = np.clip((before - 16) * 255 / 219, 0, 255)
+    elif told == ColorRange.JPEG and not full_range:
+        before = before * 219 / 255 + 16
+    np.testing.assert_allclose(frame.planes[0], before, atol=1)
 
 
 def test_rgb_keeps_its_levels(tmp_path: Path) -> None:
@@ -302,6 +328,48 @@ def test_clock(tmp_path: Path, given: list[int | None], expected: list[int], rep
     assert clock.repaired == repaired
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {**LOSSLESS, "bf": "0"}),
+        ("libx264", {"preset": "slow", "bf": "2"}),
+        ("libx264", {"preset": "slow", "bf": "3", "b-pyramid": "strict"}),
+        ("mpeg4", {"bf": "2"}),
+        ("mjpeg", {}),
+    ],
+)
+def test_pictures_in_avi_come_one_a_slot_from_the_first(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    info = probe(write_clip(tmp_path / "clip.avi", range(24), codec=codec, options=options, form=form))
+    notices: list[str] = []
+    frames, _ = decode(info, notices)
+    assert [frame.pts * frame.time_base for frame in frames] == [Fraction(number, 25) for number in range(24)]
+    assert raw(frames) == pyav_planes(info.path)
+    assert notices == []
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_empty_slots_of_avi_stay_where_they_are(tmp_path: Path, b_frames: str) -> None:
+    options = {"qp": "10", "preset": "ultrafast", "bf": b_frames}
+    info = probe(write_clip(tmp_path / "clip.avi", [*range(12), *range(30, 42)], options=options))
+    frames, _ = decode(info)
+    pause = max(late.pts - early.pts for early, late in pairwise(frames))
+    assert (len(frames), frames[0].pts, frames[-1].pts, pause) == (24, 0, 41, 19)
+
+
+def test_damage_in_avi_moves_no_other_picture(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.avi", range(40), options={"qp": "10", "bf": "0", "g": "5"})
+    with av.open(str(path)) as source:
+        packets = [bytes(packet) for packet in source.demux(video=0)]
+    data = path.read_bytes()
+    for number in (12, 38):
+        data = data.replace(packets[number], bytes(len(packets[number])))
+    path.write_bytes(data)
+    frames, summary = decode(probe(path))
+    assert summary["lost"] == 2
+    assert [frame.pts for frame in frames] == [number for number in range(40) if number not in {12, 38}]
+
+
 # --- probing ----------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +431,15 @@ def _no_picture(path: Path) -> Path:
     return path
 
 
+def _unreadable(path: Path) -> Path:
+    """An animated PNG whose first frame says that it is wider than a PNG can be."""
+    data = bytearray(write_clip(path, codec="apng", form="rgb24", options={}).read_bytes())
+    start = data.index(b"fcTL")
+    data[start + 8 : start + 16] = b"\xff" * 8
+    path.write_bytes(data)
+    return path
+
+
 def _text(path: Path) -> Path:
     path.write_text("no video\n" * 100)
     return path
@@ -378,6 +455,7 @@ def _text(path: Path) -> Path:
         ("sound.wav", _sound, "sound but no video"),
         ("picture.png", _picture_file, "unmask image"),
         ("codec.mp4", _unknown_codec, "codec is not known"),
+        ("unreadable.apng", _unreadable, "no picture in it can be decoded"),
         ("blank.mp4", _no_picture, "no picture in it can be decoded"),
     ],
 )
@@ -441,3 +519,28 @@ def test_transparency_is_not_lost_in_silence(tmp_path: Path) -> None:
     notices: list[str] = []
     decode(probe(clear), notices)
     assert notices == ["in.mov: its transparency is left out; the output is opaque"]
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_of_transparency_of_gif_is_spoken_only_where_it_has_some(tmp_path: Path, clear: bool) -> None:
+    """All of them are decoded to a format with transparency."""
+    path = tmp_path / "in.gif"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("gif", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 50, 48, "bgr8"
+        for number in range(3):
+            made = picture(number, 50, 48, "bgr8")
+            made.pts = number
+            output.mux(stream.encode(made))
+        output.mux(stream.encode(None))
+    if clear:  # one of the colours of the first picture
+        data = bytearray(path.read_bytes())
+        start = data.index(b"\x21\xf9\x04")
+        data[start + 3] |= 1
+        data[start + 6] = 0x49
+        path.write_bytes(data)
+    info, notices = probe(path), []
+    assert info.pixel_format == "bgra"
+    decode(info, notices)
+    assert notices == ["in.gif: its transparency is left out; the output is opaque"] * clear

@@ -25,7 +25,7 @@ from unmask.stream.frame import Frame
 from unmask.stream.media import Color, ContentLight, MasteringDisplay, MediaInfo, probe, with_source
 from unmask.stream.stage import Context
 from unmask.stream.stages.decode import Decode
-from unmask.stream.stages.encode import Encode
+from unmask.stream.stages.encode import Encode, decode_in_order
 
 FAST = EncodeOptions(preset="ultrafast")
 UNEVEN = (90, 3093, 6096, 96186, 97187, 99189, 200001)
@@ -35,9 +35,9 @@ MARK = f"Face regions in this video are synthetic (unmask {unmask.__version__});
 class Clip:
     """A video file made for a test: moving stripes, and whatever else is added before `write`."""
 
-    def __init__(self, path: Path, container: str | None = None) -> None:
+    def __init__(self, path: Path, container: str | None = None, options: dict[str, str] | None = None) -> None:
         self.path = path
-        self.output = av.open(str(path), "w", format=container)
+        self.output = av.open(str(path), "w", format=container, container_options=options or {})
         self.others: list[av.Packet[Any]] = []
 
     def video(
@@ -151,7 +151,7 @@ def times_in(path: Path) -> tuple[list[Fraction], Fraction]:
 
 def copied(path: Path) -> list[tuple[str, list[tuple[bytes, float]]]]:
     """Type and packets, with their times in seconds, of all streams but the video."""
-    with av.open(str(path)) as source:
+    with av.open(str(path), metadata_errors="surrogateescape") as source:
         kept = [stream for stream in source.streams if stream.type in {"audio", "subtitle"}]
         packets: dict[int, list[tuple[bytes, float]]] = {stream.index: [] for stream in kept}
         for packet in source.demux(kept) if kept else ():
@@ -182,6 +182,28 @@ def test_every_time_is_kept(tmp_path: Path, suffix: str) -> None:
     assert summary["bytes"] == output.stat().st_size
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_short_hevc_has_times_of_decoding_near_its_pictures(tmp_path: Path, suffix: str, count: int) -> None:
+    """libx265 left them to chance, so that only some of several videos came out."""
+    info = probe(Clip(tmp_path / "in.mkv").video(range(count), size=(256, 144), codec="ffv1", options={}).write())
+    for _ in range(6):
+        times, _ = transcode(info, tmp_path / f"out{suffix}", EncodeOptions(codec=Codec.HEVC))
+        assert times_in(tmp_path / f"out{suffix}")[0] == times
+        with av.open(str(tmp_path / f"out{suffix}")) as written:
+            packets = [packet for packet in written.demux(video=0) if packet.pts is not None]
+            assert all(abs((one.dts or 0) - (one.pts or 0)) * one.time_base <= Fraction(1, 5) for one in packets)
+
+
+@pytest.mark.parametrize(("shown", "expected"), [([5], [5]), ([0, 40], [0, 40]), ([1, 0], [-1, 0]), ([3, 4], [3, 4])])
+def test_times_of_decoding_grow_and_are_never_later_than_their_pictures(shown: list[int], expected: list[int]) -> None:
+    packets: list[av.Packet[Any]] = [av.Packet(b"x") for _ in shown]
+    for packet, pts in zip(packets, shown, strict=True):
+        packet.pts, packet.dts = pts, -171798691880
+    decode_in_order(packets)
+    assert [packet.dts for packet in packets] == expected
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".h264"])
 def test_containers_without_times_say_so(tmp_path: Path, suffix: str) -> None:
     notices: list[str] = []
@@ -201,6 +223,24 @@ def test_the_last_picture_lasts_as_long_as_before(tmp_path: Path) -> None:
         assert stream.duration is not None
         assert stream.time_base is not None
         assert float(stream.duration * stream.time_base) == pytest.approx(5.0 - 0.001, abs=0.002)
+
+
+def test_the_last_picture_lasts_as_long_as_its_packet_says(tmp_path: Path) -> None:
+    """WebM tells no length of the video."""
+    path = tmp_path / "in.webm"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libvpx", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packets = [packet for _ in range(6) for packet in stream.encode(av.VideoFrame(64, 48, "yuv420p"))]
+        packets += stream.encode(None)
+        packets[-1].duration = round(5 / packets[-1].time_base)
+        output.mux(packets)
+    info = probe(path)
+    assert info.end_pts is None
+    transcode(info, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as written:
+        assert written.duration == pytest.approx(5.2 * av.time_base, abs=2000)
 
 
 def test_lossless_output_is_the_source_to_the_bit(tmp_path: Path) -> None:
@@ -258,6 +298,29 @@ def test_rgb_becomes_tagged_yuv_of_the_same_colours(tmp_path: Path) -> None:
             expected = old.to_ndarray(format="rgb24").astype(int)
             found = new.to_ndarray(format="rgb24", src_colorspace="ITU709", src_color_range="MPEG").astype(int)
             assert abs(found - expected).mean() < 2
+
+
+def test_deep_rgb_is_tagged_with_the_matrix_it_was_converted_with(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mkv").video(range(3), form="gbrp10le", codec="ffv1", options={}).write())
+    transcode(replace(info, color=Color()), tmp_path / "out.mkv")
+    assert probe(tmp_path / "out.mkv").color.matrix == 1
+
+
+def test_best_quality_of_av1_is_better_than_its_default(tmp_path: Path) -> None:
+    info = probe(Clip(tmp_path / "in.mp4").video(range(8), size=(256, 256)).write())
+    sizes = {}
+    for crf in (None, 0, 1):
+        _, summary = transcode(info, tmp_path / "out.mkv", EncodeOptions(codec=Codec.AV1, crf=crf))
+        sizes[crf] = summary["bytes"]
+    assert sizes[0] == sizes[1] > sizes[None]
+
+
+def test_no_encoder_writes_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """SVT-AV1 reads how much it says once in a process."""
+    info = probe(Clip(tmp_path / "in.mkv").video(range(1), size=(16640, 64), codec="ffv1", options={}).write())
+    with pytest.raises(UserError, match="libsvtav1 does not open"):
+        transcode(info, tmp_path / "out.mkv", EncodeOptions(codec=Codec.AV1))
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_shape_of_pixels_and_colour_tags(tmp_path: Path) -> None:
@@ -425,6 +488,89 @@ def test_cover_is_kept(tmp_path: Path, suffix: str) -> None:
     with av.open(str(tmp_path / f"out{suffix}")) as written:
         covers = [one for one in written.streams.video if one.disposition & av.stream.Disposition.attached_pic]
         assert [bytes(next(iter(written.demux(one)))) for one in covers] == [data]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_tags_of_unknown_encoding_lose_no_sound(tmp_path: Path, suffix: str) -> None:
+    clip = Clip(tmp_path / f"in{suffix}").video().sound()
+    clip.output.streams.audio[0].metadata["title"] = "Latin"
+    path = clip.write()
+    path.write_bytes(path.read_bytes().replace(b"Latin", b"L\xe4tin").replace(b"SoundHandler", b"SoundHandl\xe9r"))
+    output = tmp_path / f"out{suffix}"
+    _, summary = transcode(probe(path), output)
+    assert summary["left_out"] == []
+    assert_same_copies(path, output)
+    assert b"L\xe4tin" in output.read_bytes()
+
+
+def test_tags_of_unknown_encoding_lose_no_cover(tmp_path: Path) -> None:
+    clip = Clip(tmp_path / "in.mkv").video()
+    with av.open(str(tmp_path / "cover.jpg"), "w") as picture:
+        stream = picture.add_stream("mjpeg", rate=1)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        data = bytes(stream.encode(av.VideoFrame(16, 16, "yuvj420p"))[0])
+    clip.output.add_attachment("cover.jpg", "image/jpeg", data)
+    clip.output.add_attachment("typeface.ttf", "application/x-truetype-font", b"\0\1\2" * 50)
+    clip.output.metadata["title"] = "cafes"
+    path = clip.write()
+    odd = path.read_bytes().replace(b"cover.jpg", b"c\xf6ver.jpg").replace(b"typeface", b"typef\xe4ce")
+    path.write_bytes(odd.replace(b"cafes", b"caf\xe9s"))
+    _, summary = transcode(probe(path), tmp_path / "out.mkv")
+    assert summary["left_out"] == []
+    written = (tmp_path / "out.mkv").read_bytes()
+    assert all(part in written for part in (data, b"c\xf6ver.jpg", b"typef\xe4ce", b"caf\xe9s"))
+
+
+def test_tags_of_telephones_are_kept_in_mov_with_all_others(tmp_path: Path) -> None:
+    tags = {"com.apple.quicktime.make": "Apple", "com.apple.quicktime.location.ISO6709": "+48.85+002.29/"}
+    clip = Clip(tmp_path / "in.mov", options={"movflags": "use_metadata_tags"}).video().sound()
+    clip.output.metadata.update(tags, title="A title", comment="old words")
+    path = clip.write()
+    _, summary = transcode(probe(path), tmp_path / "out.mov")
+    assert summary["left_out"] == []
+    with av.open(str(tmp_path / "out.mov")) as written:
+        assert tags.items() <= written.metadata.items()
+        assert (written.metadata["title"], written.metadata["comment"]) == ("A title", f"{MARK} old words")
+        assert written.streams.audio[0].language == "eng"
+    _, summary = transcode(probe(path), tmp_path / "out.mp4")
+    assert "com.apple.quicktime.make" in summary["left_out"][0]
+
+
+def inserted(path: Path, box: bytes) -> Path:
+    """An MP4 file with another box at the end of the description of its video; the index stands at its end."""
+    data = bytearray(path.read_bytes())
+    start = 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = data.index(name, start)
+        (size,) = struct.unpack(">I", data[start - 4 : start])
+        data[start - 4 : start] = struct.pack(">I", size + len(box))
+    end = start - 4 + size
+    path.write_bytes(data[:end] + box + data[end:])
+    return path
+
+
+def box(name: bytes, *parts: bytes) -> bytes:
+    data = b"".join(parts)
+    return struct.pack(">I", 8 + len(data)) + name + data
+
+
+def test_marks_of_360_degree_and_3d_video_are_not_lost_in_silence(tmp_path: Path) -> None:
+    projection = box(b"proj", box(b"prhd", bytes(16)), box(b"equi", bytes(20)))
+    path = inserted(Clip(tmp_path / "in.mp4").video().write(), box(b"sv3d", box(b"svhd", b"\0\0\0\0me\0"), projection))
+    inserted(path, box(b"st3d", b"\0\0\0\0\2"))
+    _, summary = transcode(probe(path), tmp_path / "out.mp4")
+    assert summary["left_out"] == ["the mark of 360-degree video", "the mark of 3D video"]
+
+
+@pytest.mark.parametrize(("suffix", "lost"), [(".mkv", []), (".mp4", ["the mark of 3D video"])])
+def test_the_tag_of_3d_video_stays_in_matroska(tmp_path: Path, suffix: str, lost: list[str]) -> None:
+    clip = Clip(tmp_path / "in.mkv").video()
+    clip.stream.metadata["stereo_mode"] = "left_right"
+    _, summary = transcode(probe(clip.write()), tmp_path / f"out{suffix}")
+    assert summary["left_out"] == lost
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        assert (written.streams.video[0].metadata.get("stereo_mode") == "left_right") == (not lost)
 
 
 def test_processing_twice_marks_once(tmp_path: Path) -> None:
@@ -640,6 +786,14 @@ def test_asking_for_a_gpu_names_the_encoder(tmp_path: Path) -> None:
             "hevc_nvenc does not open at 256x256 px (Operation not permitted); "
             "av1_nvenc does not open at 256x256 px (Operation not permitted)"
         )
+
+
+def test_a_refused_picture_names_the_container_and_no_draft(tmp_path: Path) -> None:
+    pause = (*range(12), *range(90_000, 90_012))
+    info = probe(Clip(tmp_path / "in.mp4").video(pause).write())
+    with pytest.raises(StageError, match=r"the video cannot be written to \.avi \(Invalid argument\)") as caught:
+        transcode(info, tmp_path / ".p.6359ca18.avi")
+    assert "6359ca18" not in str(caught.value)
 
 
 def test_suffix_decides_the_container(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from unmask.stream.frame import Frame, Layout, Plane
-from unmask.stream.media import MediaInfo, Orientation, Timeline, open_input
+from unmask.stream.media import MediaInfo, Orientation, Timeline, is_full_range, is_grey, open_input
 from unmask.stream.nvcodec import nvdec_problem, open_on_gpu
 from unmask.stream.stage import Context, Source
 
@@ -27,9 +27,9 @@ class Decode(Source):
     """Reads the video that `unmask.stream.media.probe` described.
 
     A picture that already has the layout's format is copied plane by plane, to the bit; any other is converted by
-    libswscale to the nearest format. Pictures of another size (some streams change it midway) are scaled to the first
-    size. Packets that cannot be decoded are counted and passed over. Times are repaired as `Timeline` and `Clock` say.
-    What an edit list hides is decoded, where later pictures need it, but not given.
+    libswscale to the nearest format. Pictures of another size or range (some streams change them midway) are brought to
+    that of the first. Packets that cannot be decoded are counted and passed over. Times are repaired as `Timeline`,
+    `Slots` and `Clock` say. What an edit list hides is decoded, where later pictures need it, but not given.
 
     Args:
         info: what `probe` found; `info.layout`, with or without `keep_source`, is the layout of the run.
@@ -46,21 +46,24 @@ class Decode(Source):
         self._notice = context.notice
         self._notes: list[str] = []
         self._frames = self._packets = self._hidden = self._errors = self._lost = 0
-        self._timeline, self._clock = Timeline(self._info), Clock(self._info)
+        self._timeline, self._clock, self._slots = Timeline(self._info), Clock(self._info), Slots(self._info)
         self._size: tuple[int, int] | None = None
         self._into_tensors = _IntoTensors(self._info, context.layout) if context.layout.tensors else None
         self._container = self._open_container()
         self._stream = _video_stream(self._container, self._info.stream_index)
         self._stream.thread_type = "AUTO"
         self._pictures = self._decode()
-        if any(component.is_alpha for component in VideoFormat(self._info.pixel_format).components):
-            self._note(f"{self._info.path.name}: its transparency is left out; the output is opaque")
+        components = VideoFormat(self._info.pixel_format).components
+        self._may_be_transparent = any(component.is_alpha for component in components)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         picture = next(self._pictures, None)
         if picture is None:
             self._report()
             return ()
+        if self._may_be_transparent and not is_opaque_gif(picture):
+            self._may_be_transparent = False  # it is said once
+            self._note(f"{self._info.path.name}: its transparency is left out; the output is opaque")
         frame.pts, frame.time_base = self._clock.stamp(picture.pts), self._info.time_base
         frame.discontinuity = self._changed_size(picture)
         if self._into_tensors is None:
@@ -102,6 +105,7 @@ class Decode(Source):
         given = 0
         for packet in self._read():
             for picture in self._pictures_of(self._stream, packet):
+                self._slots.place(picture)
                 last, given = picture.pts, given + 1
                 yield picture
         if given < self._packets and last is not None and len(self._timeline.parts) < 2:  # else times are ambiguous
@@ -120,8 +124,11 @@ class Decode(Source):
                 container.seek(last, stream=stream)
             except av.FFmpegError:
                 return
+            slots = Slots(self._info)
             for packet in container.demux(stream):
+                slots.prepare(packet)
                 for picture in self._pictures_of(stream, packet):
+                    slots.place(picture)
                     if picture.pts is not None and picture.pts > last:
                         yield picture
 
@@ -152,6 +159,7 @@ class Decode(Source):
             ticks = round(self._timeline.parts[-1].shift / Fraction(packet.time_base))
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
+        self._slots.prepare(packet)
 
     def _count_lost(self) -> int:
         """Packets that gave no picture because of damage, and those that the index names but the file does not hold.
@@ -195,6 +203,43 @@ def _video_stream(container: InputContainer, index: int) -> VideoStream:
         if other is not stream:
             other.discard = av.stream.Discard.all
     return stream
+
+
+class Slots:
+    """Makes the times of pictures in AVI, which holds packets in equal slots and no times of showing.
+
+    FFmpeg takes for such a time that of decoding plus the delay of B-frames, in the order of decoding: the first
+    picture comes late against the sound, and with H.264 the others are out of order. Yet pictures are shown one a slot,
+    in the order in which the decoder gives them, the first in the slot of its packet. Other files are left alone.
+
+    Args:
+        info: gives the kind of file and the usual step.
+    """
+
+    def __init__(self, info: MediaInfo) -> None:
+        self._wanted = info.container == "avi"
+        self._step = info.frame_step
+        self._delay: int | None = None
+        self._last = 0
+
+    def prepare(self, packet: "av.Packet[VideoStream]") -> None:
+        """Let the picture tell in which slot its packet lies."""
+        if self._wanted:
+            packet.pts = packet.dts
+
+    def place(self, picture: VideoFrame) -> None:
+        """Set the time of the next picture."""
+        if not self._wanted or (self._delay is None and picture.pts is None):
+            return
+        # What the decoder was given when it gave this picture; nothing any more at the end.
+        given = picture.dts
+        if self._delay is None:
+            assert picture.pts is not None
+            self._last = picture.pts
+            self._delay = 0 if given is None else given - picture.pts
+        else:
+            self._last = self._last + self._step if given is None else given - self._delay
+        picture.pts = self._last
 
 
 class Clock:
@@ -283,27 +328,47 @@ def fill(frame: Frame, picture: VideoFrame, orientation: Orientation) -> None:
         frame.buffer[size : 2 * size] = frame.buffer[:size]
 
 
+def is_opaque_gif(picture: VideoFrame) -> bool:
+    """Whether a picture is in the format of GIF, which always has transparency, and uses none of it."""
+    if picture.format.name != "bgra":
+        return False
+    (plane,) = picture.planes
+    shape, strides = (picture.height, picture.width), (abs(plane.line_size), 4)
+    alpha: Plane = np.ndarray(shape, np.uint8, buffer=memoryview(plane), offset=3, strides=strides)
+    return bool((alpha == 255).all())
+
+
 def _coded_size(layout: Layout, orientation: Orientation) -> tuple[int, int]:
     """Width and height in px before the picture is made upright."""
     return (layout.height, layout.width) if orientation.transpose else (layout.width, layout.height)
 
 
 def _fitted(picture: VideoFrame, layout: Layout, size: tuple[int, int]) -> VideoFrame:
-    """The picture itself where it has the layout's format and size, else a converted one."""
-    if (picture.width, picture.height) == size and picture.format.name.replace("yuvj", "yuv") == layout.format:
+    """The picture itself where it has the layout's format, size and range, else a converted one."""
+    full = _is_full(picture, layout)
+    if is_grey(picture.format):
+        # libswscale takes grey for full range, whatever it is told; equal ranges leave the samples as they are.
+        full_range = ColorRange.JPEG
+        picture = picture.reformat(format=layout.format, src_color_range=full_range, dst_color_range=full_range)
+    same_range = picture.format.is_rgb or full == layout.full_range
+    same_format = picture.format.name.replace("yuvj", "yuv") == layout.format
+    if same_range and same_format and (picture.width, picture.height) == size:
         return picture
     to_yuv = picture.format.is_rgb and layout.pixel_format.planar
-    source_range = ColorRange.JPEG if to_yuv or layout.full_range else ColorRange.MPEG
-    # Equal ranges on both sides leave the samples as they are; otherwise libswscale takes grey for full range.
-    target_range = ColorRange.JPEG if layout.full_range else ColorRange.MPEG
     return picture.reformat(
         *size,
         layout.format,
         dst_colorspace="ITU709" if to_yuv else None,
         interpolation="BICUBIC",
-        src_color_range=source_range,
-        dst_color_range=target_range,
+        src_color_range=ColorRange.JPEG if to_yuv or full else ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG if layout.full_range else ColorRange.MPEG,
     )
+
+
+def _is_full(picture: VideoFrame, layout: Layout) -> bool:
+    """Whether a picture has full range; one that does not tell has that of the layout, as joined recordings change."""
+    untold = picture.color_range == ColorRange.UNSPECIFIED and not picture.format.name.startswith("yuvj")
+    return layout.full_range if untold else is_full_range(picture)
 
 
 def plane_views(picture: VideoFrame, layout: Layout) -> Iterator[Plane]:

@@ -17,6 +17,7 @@ from av.container import OutputContainer
 from av.format import ContainerFormat
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
@@ -32,7 +33,7 @@ from unmask.stream.encoders import (
     keep_ordinary_priority,
 )
 from unmask.stream.frame import Frame, Layout, Plane
-from unmask.stream.media import FULL_RANGE, Color, MediaInfo, goes_on_after, open_input
+from unmask.stream.media import FULL_RANGE, STEREO_3D, Color, MediaInfo, goes_on_after, open_input, told_duration
 from unmask.stream.nvcodec import configure_for_gpu, encoder_hardware, nvenc_problem
 from unmask.stream.remux import MOV_FORMATS, StreamCopy, output_tags, stream_tags
 from unmask.stream.stage import Context, Sink
@@ -59,6 +60,12 @@ _HELD: Final = {
     "hevc": frozenset({Codec.HEVC}),
 }
 """The containers that are written, by FFmpeg's names, and the codecs that common players find in them."""
+
+_APPLE_TAGS: Final = "com.apple.quicktime."
+"""What tags of telephones and cameras begin with, which .mov holds in a table of its own, together with all others."""
+
+_WITHIN_DELAY: Final = 2
+"""Pictures of a video that ends before the delay of its B-frames: libx265 then tells times of decoding at random."""
 
 _PLAYED_BEYOND: Final = 2.0
 """Seconds of video that must be missing at the end before the sound is cut there too."""
@@ -223,7 +230,7 @@ class Encode(Sink):
         self._tags = output_tags(self._source.metadata)
         self._container.metadata.update(self._tags)
         self._container.set_chapters(self._source.chapters())
-        self._left_out += self._info.embedded
+        self._left_out += self._lost_with_the_old_coding()
         try:
             self._container.start_encoding()
         except OSError as error:
@@ -232,11 +239,19 @@ class Encode(Sink):
             raise UserError(f"{self._suffix}: cannot hold this video ({error.strerror}); try .mp4 or .mkv") from error
         self._copy.start()
 
+    def _lost_with_the_old_coding(self) -> list[str]:
+        """Data inside the coded pictures; that they are 3D, Matroska says in a tag too, which is kept."""
+        tagged = "stereo_mode" in self._stream.metadata and self._format.name in {"matroska", "webm"}
+        return [what for what in self._info.embedded if not (tagged and what == STEREO_3D)]
+
     def _muxer_options(self) -> dict[str, str]:
         if self._format.name in MOV_FORMATS:
             # The index in front lets a player start early. A late start is written in units of the movie's timescale,
             # 1 ms unless said otherwise.
-            return {"movflags": "+faststart", "movie_timescale": str(self._settings.time_base.denominator)}
+            flags = "+faststart"
+            if self._format.name == "mov" and any(key.startswith(_APPLE_TAGS) for key in self._source.metadata):
+                flags += "+use_metadata_tags"
+            return {"movflags": flags, "movie_timescale": str(self._settings.time_base.denominator)}
         return {"default_mode": "passthrough"} if self._format.name == "matroska" else {}
 
     def _add_video(self, source: VideoStream) -> VideoStream:
@@ -315,7 +330,10 @@ class Encode(Sink):
         """
         if self._waiting is not None and self._waiting.pts == self._times.last_pts:
             self._waiting.duration = last_step
-        self._write(self._stream.encode(None), last_step)
+        packets = self._stream.encode(None)
+        if self._choice.encoder.name == "libx265" and self._frames <= _WITHIN_DELAY:
+            decode_in_order(packets)
+        self._write(packets, last_step)
         assert self._waiting is not None
         if self._format.name in MOV_FORMATS:
             self._waiting.duration = self._times.last_duration(last_step)
@@ -326,9 +344,11 @@ class Encode(Sink):
         return max(1, round(1 / (self._settings.fps * self._settings.time_base)))
 
     def _last_step(self) -> int:
-        """From the last picture to the end of the source's video, where that is known."""
+        """From the last picture to the end of the source's video, else as long as its packet says, where it does."""
         if self._info.end_pts is None:
-            return self._step
+            told = told_duration(self._info, float(self._times.last_pts * self._settings.time_base))
+            # FFmpeg gives some pictures half a step, as if they were fields.
+            return max(self._step, round((told or 0) / self._settings.time_base))
         end = round(self._info.end_pts * self._info.time_base / self._settings.time_base)
         return max(1, end - self._times.last_pts)
 
@@ -362,7 +382,8 @@ class Encode(Sink):
         try:
             yield
         except av.FFmpegError as error:
-            reason = f"{self._output} cannot be written ({error.strerror})"
+            advice = "" if self._suffix in {".mp4", ".mkv"} else "; try .mp4 or .mkv"
+            reason = f"the video cannot be written to {self._suffix} ({error.strerror}){advice}"
             if error.errno in _NO_SPACE:
                 reason = f"no space left for {self._output}; free some, or choose another folder with -o"
             raise StageError(self.name, reason) from error
@@ -429,6 +450,15 @@ class _Times:
         return max(1, shown - (self._last_dts - (self._first_dts or 0)))
 
 
+def decode_in_order(packets: "Sequence[Packet[VideoStream]]") -> None:
+    """Give the packets of a whole video times of decoding that grow, none later than its time of showing."""
+    following: int | None = None
+    for packet in reversed(packets):
+        assert packet.pts is not None
+        packet.dts = packet.pts if following is None else min(packet.pts, following - 1)
+        following = packet.dts
+
+
 def container_format(suffix: str) -> ContainerFormat:
     """FFmpeg's muxer for files that end in `suffix`.
 
@@ -448,7 +478,7 @@ def _coded_color(info: MediaInfo, layout: Layout) -> Color:
     color = info.color
     if not layout.pixel_format.planar:
         return color._replace(matrix=1, range=1)
-    if color.matrix == 0:
+    if color.matrix == 0 or VideoFormat(info.pixel_format).is_rgb:
         color = color._replace(matrix=1)
     return color._replace(range=FULL_RANGE) if layout.full_range else color
 
