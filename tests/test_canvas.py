@@ -238,6 +238,16 @@ def test_ten_bits_survive_under_a_faint_paint(make_canvas: MakeCanvas) -> None:
     assert len(np.unique(luma[150, 100:200])) > 90
 
 
+def test_what_is_sharpened_while_it_is_enlarged_stays_within_ten_bits(make_canvas: MakeCanvas) -> None:
+    layout = Layout(600, 600, "yuv444p10le", full_range=True)
+    frame = empty_frame(layout)
+    stripes = np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8)
+    stripes[:, np.arange(CROP_SIZE) % 8 < 4] = 255
+    opaque = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    make_canvas(layout).paste(frame, np.array([[0.5, 0, 0], [0, 0.5, 0]]), stripes, opaque)
+    assert frame.planes[0].max() == 1023
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (639, 359), (100, 900), (64, 36)])
 @pytest.mark.parametrize("name", ["rgb24", "yuv420p", "yuv444p10le"])
 def test_the_downscaled_picture_has_the_size_and_colours_of_the_frame(
@@ -267,6 +277,18 @@ def test_the_frame_mask_joins_the_masked_faces() -> None:
     assert mask[150, 200] == mask[20, 100] == 0
     radius = np.sqrt((mask > 127).sum() / 2 / np.pi)
     assert radius == pytest.approx(80 * 120 / CROP_SIZE, rel=0.03)
+
+
+def test_the_frame_mask_is_where_any_of_several_faces_has_one() -> None:
+    """The faint mask of a face in front does not take away that of one behind."""
+    layout = Layout(401, 301)
+    frame = empty_frame(layout, max_faces=2)
+    for position, value in enumerate((255, 100)):
+        pictures = frame.face_pictures(position)
+        pictures.mask[60:200, 60:200] = value
+        points, crop_from_frame = np.zeros((468, 3), np.float32), face_crop((200, 150), 120)
+        frame.faces.append(Face(position, (0, 0, 1, 1), 1.0, points, crop_from_frame, False, pictures, masked=True))
+    assert Canvas(layout).frame_mask(frame)[150, 200] == 255
 
 
 # --- the canvas on tensors --------------------------------------------------------------------------------------------

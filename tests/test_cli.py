@@ -22,13 +22,14 @@ import pytest
 from rich.console import Console
 
 from unmask import __version__, cli
-from unmask.errors import UnmaskError
+from unmask.errors import UnmaskError, UserError
 from unmask.progress import Bar, Quiet
-from unmask.stream import jobs
+from unmask.stream import jobs, pipeline
 from unmask.stream.encoders import Codec
 from unmask.stream.frame import U8, Frame
 from unmask.stream.naming import Job
 from unmask.stream.supervisor import Cancel
+from unmask.stream.trackers import Tracker
 
 WIDTH, HEIGHT = 128, 96
 
@@ -482,6 +483,25 @@ def test_video_whose_name_was_taken_meanwhile_is_kept(
     assert count_frames(Path("clip.unmasked.partial.mp4")) == 12
     said = "unmask: clip.unmasked.mp4: this name was taken in the meantime; the video is clip.unmasked.partial.mp4"
     assert capsys.readouterr().err.splitlines() == [said]
+
+
+@pytest.mark.parametrize("command", ["video", "image", "live", "serve"])
+def test_every_command_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    made: list[pipeline.Settings] = []
+    settings = pipeline.Settings
+
+    def recorded(*arguments: Any, **named: Any) -> None:
+        made.append(settings(*arguments, **named))
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(pipeline, "Settings", recorded)
+    source = tmp_path / ("in.png" if command == "image" else "in.mp4")
+    source.write_bytes(b"x")
+    sources, memory = [str(source)] * (command != "serve"), ["--no-memory"] * (command != "image")
+    options = ["--device", "cpu", "--engine", "openvino", "--max-faces", "3", "--tracker", "mediapipe", *memory]
+    assert cli.main([command, *sources, *options]) != 0
+    expected = settings("cpu", max_faces=3, engine="openvino", tracker=Tracker.MEDIAPIPE, memory=command == "image")
+    assert made == [expected]
 
 
 def test_slots_have_room_for_as_many_faces_as_are_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

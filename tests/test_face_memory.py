@@ -442,6 +442,34 @@ def test_shade_that_has_fallen_on_a_face_since_is_on_what_is_shown(portrait: Por
     assert now.likeness > 0.95
 
 
+def test_light_from_another_side_is_on_what_is_shown_beyond_what_is_known(portrait: Portrait) -> None:
+    before = seen(bare_face(portrait))
+    side = np.linspace(-25, 25, CROP_SIZE)[None, :, None]
+    truth = np.clip(before.crop + side, 0, 255).astype(np.uint8)
+    known = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    known[BELOW:] = 0
+    wanted = np.zeros_like(known)
+    wanted[BELOW:200, 70:190] = 255
+    now = as_now(before, truth, known, before.points, wanted)
+    part = np.s_[BELOW + 5 : 195, 75:185]
+    error, plain = (np.abs(x[part].astype(float) - truth[part]).mean() for x in (now.rgb, before.crop))
+    assert error < 0.6 * plain
+
+
+def test_what_is_shown_is_fitted_to_what_is_seen_around_it(portrait: Portrait) -> None:
+    """Landmarks are wrong by a pixel or two."""
+    before = seen(bare_face(portrait))
+    matrix = np.array([[1, 0, 1.5], [0, 1, -1.0]])
+    truth = cv2.warpAffine(before.crop, matrix, (CROP_SIZE, CROP_SIZE), borderMode=cv2.BORDER_REPLICATE)
+    known = np.full((CROP_SIZE, CROP_SIZE), 255, np.uint8)
+    wanted = np.zeros_like(known)
+    part = np.s_[100:200, 70:190]
+    wanted[part] = 255
+    now = as_now(before, truth.astype(np.uint8), known, before.points, wanted)
+    error, plain = (np.abs(x[part].astype(float) - truth[part]).mean() for x in (now.rgb, before.crop))
+    assert error < 0.5 * plain
+
+
 def test_views_turn_with_the_head(portrait: Portrait) -> None:
     face = bare_face(portrait)
     before, after = seen(face), seen(face, 15)

@@ -221,11 +221,12 @@ def test_live_looks_closer_at_bare_faces_only_now_and_then(portrait: Portrait, s
 
 
 def test_live_sees_as_much_of_a_partly_hidden_mask(portrait: Portrait) -> None:
-    """Only the right part of the mask is there: a closer look shows it and is taken in each frame, live or not."""
-    columns = np.flatnonzero((portrait.coverage > 0.5).any(axis=0))
-    middle = int(columns[-1] - 0.3 * len(columns))
-    rgb = portrait.masked.copy()
-    rgb[:, :middle] = portrait.bare[:, :middle]
+    """Only the upper left part of the mask is there: a closer look alone shows it, and is taken in each frame, live or
+    not."""
+    rows, columns = (np.flatnonzero((portrait.coverage > 0.5).any(axis=axis)) for axis in (1, 0))
+    part = np.s_[rows[0] : rows[0] + int(0.6 * len(rows)), columns[0] : columns[0] + int(0.7 * len(columns))]
+    rgb = portrait.bare.copy()
+    rgb[part] = portrait.masked[part]
     masks: list[list[U8]] = []
     for spread in (False, True):
         stage = Segment("cpu", spread=spread)
@@ -234,11 +235,10 @@ def test_live_sees_as_much_of_a_partly_hidden_mask(portrait: Portrait) -> None:
         for index in range(6):
             frame = portrait.frame(masked=True, index=index)
             frame.planes[0][:] = rgb
-            frame.faces[0].wears = 0.95  # whether so little is enough by itself is not what this is about
             (frame,) = stage.process(frame)
             assert frame.faces[0].masked
             masks[-1].append(frame.faces[0].pictures.mask.copy())
-        assert 0.03 < np.mean(masks[-1][-1] > 127) < 0.1
+        assert 0.03 < np.mean(masks[-1][-1] > 127) < 0.15
     np.testing.assert_array_equal(*masks)
 
 
@@ -629,6 +629,32 @@ def test_the_cheek_between_ear_loop_and_mask_is_no_hole() -> None:
     region = mask_region(probability)
     assert region[30, 52] == 255, "the loop"
     assert not region[26:34, 42:48].any()
+
+
+BODY = np.s_[100:200, 60:160]
+"""Where the body of a mask is drawn."""
+
+
+def region_of(*parts: tuple[tuple[slice, slice], int]) -> U8:
+    """The region of a mask, and of parts that are drawn over it one after the other."""
+    probability = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+    for part, value in ((BODY, 255), *parts):
+        probability[part] = value
+    return mask_region(probability)
+
+
+def test_a_hole_is_filled_that_is_small_for_its_mask() -> None:
+    assert region_of((np.s_[140:150, 100:110], 0))[145, 105] == 255
+    assert region_of((np.s_[120:180, 80:140], 0))[150, 110] == 0
+
+
+def test_what_is_thin_is_mask_where_it_is_as_long_as_an_ear_loop() -> None:
+    assert region_of((np.s_[140:144, 160:170], 255))[142, 168] == 0
+    assert region_of((np.s_[140:144, 160:190], 255))[142, 185] == 255
+
+
+def test_what_is_thin_and_away_from_the_mask_is_no_ear_loop() -> None:
+    assert region_of((np.s_[140:144, 190:230], 255))[142, 210] == 0
 
 
 # --- what was found and painted stays while the face keeps still ------------------------------------------------------

@@ -136,17 +136,28 @@ def test_zero_stays_zero_and_the_rest_strays_by_half_a_level() -> None:
 
 
 _AT_ONCE = """
+import sys
 import threading
+import traceback
 from unmask.models.engine import compile_network, read_network
 
-start = threading.Barrier(3)
+start, errors = threading.Barrier(3), []
 
 def load(name, size):
-    start.wait()
-    compile_network(read_network(name), size=size)
+    try:
+        start.wait()
+        compile_network(read_network(name), size=size)
+    except BaseException as error:
+        traceback.print_exc()
+        errors.append(error)
 
-for name, size in (("detector.onnx", (160, 160)), ("segmenter.onnx", None), ("inpainter.onnx", None)):
-    threading.Thread(target=load, args=(name, size)).start()
+networks = (("detector.onnx", (160, 160)), ("segmenter.onnx", None), ("inpainter.onnx", None))
+threads = [threading.Thread(target=load, args=network) for network in networks]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.exit(bool(errors))
 """
 
 

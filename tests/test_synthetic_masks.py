@@ -1,5 +1,6 @@
 """Synthetic masks: they sit where masks sit, look like their material, and come again from the same seed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from faces import Portrait
 
 from unmask.errors import UserError
-from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
+from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_landmarks, transform_points
+from unmask.train import materials
 from unmask.train.data import Sample
 from unmask.train.fabrics import load_fabrics, printed
 from unmask.train.glasses import wear_glasses
@@ -29,6 +31,8 @@ from unmask.train.masks import (
 from unmask.train.materials import (
     MATERIALS,
     Masked,
+    Material,
+    Sheet,
     add_long_loops,
     cut_off,
     degrade,
@@ -93,6 +97,76 @@ def test_drawn_mask_changes_what_it_covers(kind: str, face: F32, portrait: Portr
     assert 0.02 < inside.mean() < 0.4
     assert np.abs(first.rgb - face)[inside].mean() > 0.05
     assert (first.rgb[:20] == face[:20]).all(), "the top of the picture is not the mask's"
+
+
+@pytest.fixture
+def small(portrait: Portrait) -> tuple[F32, F32]:
+    """A picture that is quickly drawn on, grey all over, and the landmarks of a face in it."""
+    landmarks = transform_landmarks(canonical_crop(portrait.landmarks), portrait.landmarks)
+    return np.full((CROP_SIZE, CROP_SIZE, 3), 0.6, np.float32), landmarks
+
+
+def white(sheet: Sheet, rng: np.random.Generator) -> F32:
+    return np.full((*sheet.u.shape, 3), 0.9, np.float32)
+
+
+def test_masks_of_all_kinds_are_drawn_as_often_as_they_should_be(
+    small: tuple[F32, F32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, drawn = np.random.default_rng(0), Counter[str]()
+
+    def counted(name: str) -> Material:
+        def make(sheet: Sheet, rng: np.random.Generator) -> F32:
+            drawn[name] += 1
+            return white(sheet, rng)
+
+        return make
+
+    def lowered(landmarks: F32, rng: np.random.Generator, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        drawn["lowered"] += 1
+        return lowered_coverage(landmarks, rng, size)
+
+    for name, kind in MATERIALS.items():
+        monkeypatch.setitem(MATERIALS, name, kind._replace(make=counted(name)))
+    monkeypatch.setattr(materials, "lowered_coverage", lowered)
+    rgb, landmarks = small[0][:64, :64], small[1] / np.float32(4)
+    for _ in range(400):
+        draw_mask(rgb, landmarks, rng)
+    shares = {name: count / 400 for name, count in drawn.items()}
+    assert shares == pytest.approx({"surgical": 0.4, "n95": 0.2, "cloth": 0.4, "lowered": 0.1}, abs=0.06)
+
+
+def test_a_mask_is_darker_in_a_dark_picture(small: tuple[F32, F32]) -> None:
+    rgb, landmarks = small
+
+    def brightness(rgb: F32) -> float:
+        masked = draw_mask(rgb, landmarks, np.random.default_rng(4), white, Outline())
+        return float(masked.rgb[mask_coverage(landmarks, Outline(), (CROP_SIZE, CROP_SIZE)) > 250].mean())
+
+    assert brightness(0.4 * rgb) == pytest.approx(0.4 * brightness(rgb), rel=0.1)
+
+
+def test_light_that_comes_from_one_side_falls_on_a_mask_too(small: tuple[F32, F32]) -> None:
+    rgb, landmarks = small
+    lit = rgb * np.linspace(1.3, 0.3, CROP_SIZE, dtype=np.float32)[None, :, None]
+    masked = draw_mask(lit, landmarks, np.random.default_rng(4), white, Outline())
+    solid = mask_coverage(landmarks, Outline(), (CROP_SIZE, CROP_SIZE)) > 250
+    left, right = (masked.rgb[:, part][solid[:, part]].mean() for part in (np.s_[:110], np.s_[146:]))
+    assert left > 1.15 * right
+
+
+@pytest.mark.parametrize("kind", list(MATERIALS))
+def test_ear_loops_are_grey_but_those_of_cloth_may_be_of_it(kind: str, small: tuple[F32, F32]) -> None:
+    rgb, landmarks = small
+    mask = cv2.dilate(mask_coverage(landmarks, Outline(), rgb.shape[:2]), np.ones((11, 11), np.uint8))
+    seen = coloured = 0
+    for seed in range(30):
+        masked = draw_mask(rgb, landmarks, np.random.default_rng(seed), kind, Outline())
+        loops = (masked.coverage > 0.9) & (mask == 0)
+        seen += loops.any()
+        coloured += bool(loops.any()) and float(np.ptp(masked.rgb[loops], axis=1).max()) > 0.03
+    assert 15 <= seen < 30
+    assert 0 < coloured < seen if kind == "cloth" else coloured == 0
 
 
 def test_things_in_front_are_not_mask(face: F32, portrait: Portrait) -> None:

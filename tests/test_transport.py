@@ -1,5 +1,6 @@
 """Messages and the sockets that carry them."""
 
+import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -16,6 +17,7 @@ from unmask.stream.pool import SlotPool, heap_pool
 from unmask.stream.transport import (
     Credit,
     End,
+    FaceHeader,
     FrameHeader,
     Inbox,
     Outbox,
@@ -92,6 +94,12 @@ def test_a_frame_survives_its_header(
     header = decode(encode(header_of(frame)))
     assert isinstance(header, FrameHeader)
     assert_same(frame_from(header, LAYOUT, pool), frame)
+
+
+def test_every_field_of_a_face_travels() -> None:
+    """All but its pictures, which lie at its place in the slot."""
+    fields = {field.name for field in dataclasses.fields(Face)}
+    assert fields - {"pictures"} == set(FaceHeader.__struct_fields__) - {"place"}
 
 
 def test_arrays_of_a_received_face_can_be_written(pool: SlotPool) -> None:
