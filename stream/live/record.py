@@ -1,6 +1,5 @@
 """The output that is a file."""
 
-import errno
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from unmask.stream.live.mailbox import Mailbox, WhenFull
 from unmask.stream.live.output import Output, Showing
 from unmask.stream.live.state import Sound
 from unmask.stream.live.writer import StreamWriter, choose_coding
+from unmask.stream.naming import NO_SPACE
 from unmask.stream.stage import Context
 
 RECORDED: Final = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpegts", ".flv": "flv"}
@@ -21,7 +21,6 @@ RECORDED: Final = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".ts": "mpe
 
 _OPTIONS: Final = {"flush_packets": "1"}  # so that the size of a recording under way can be seen
 _PLACES: Final = 8
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def check_record_name(path: Path) -> None:
@@ -106,7 +105,7 @@ class Record(Output):
         error = self._error
         if error is None:
             return
-        if getattr(error, "errno", None) in _NO_SPACE:
+        if getattr(error, "errno", None) in NO_SPACE:
             reason = f"no space left for {self._shown_as}; free some, or choose another folder"
         else:
             reason = f"{self._shown_as} cannot be written ({getattr(error, 'strerror', None) or error})"

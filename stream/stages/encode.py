@@ -4,7 +4,6 @@ Frames are upright, so the file is written upright, without a display matrix: a 
 its coded width and height are swapped against those of a source that was turned by 90 degrees.
 """
 
-import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -34,6 +33,7 @@ from unmask.stream.encoders import (
 )
 from unmask.stream.frame import Frame, Layout, Plane
 from unmask.stream.media import FULL_RANGE, STEREO_3D, Color, MediaInfo, goes_on_after, open_input, told_duration
+from unmask.stream.naming import NO_SPACE
 from unmask.stream.nvcodec import configure_for_gpu, encoder_hardware, nvenc_problem
 from unmask.stream.remux import MOV_FORMATS, StreamCopy, output_tags, stream_tags
 from unmask.stream.stage import Context, Sink
@@ -69,8 +69,6 @@ _WITHIN_DELAY: Final = 2
 
 _PLAYED_BEYOND: Final = 2.0
 """Seconds of video that must be missing at the end before the sound is cut there too."""
-
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Encode(Sink):
@@ -384,7 +382,7 @@ class Encode(Sink):
         except av.FFmpegError as error:
             advice = "" if self._suffix in {".mp4", ".mkv"} else "; try .mp4 or .mkv"
             reason = f"the video cannot be written to {self._suffix} ({error.strerror}){advice}"
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 reason = f"no space left for {self._output}; free some, or choose another folder with -o"
             raise StageError(self.name, reason) from error
 
