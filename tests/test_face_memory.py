@@ -272,6 +272,13 @@ def test_a_face_that_was_seen_bare_is_shown_as_it_was(portrait: Portrait) -> Non
         assert np.abs(painted[edge].astype(int) - other[edge]).mean() < 0.5 * brighter, "the edge is soft"
 
 
+def test_a_beard_that_the_tracker_nearly_takes_for_a_mask_is_remembered(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), replace(bare_face(portrait), wears=0.65)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    assert memory.show_bare(face, shown, another_face(crop), 10.0) == 1.0
+
+
 @pytest.mark.parametrize(
     "why",
     [
@@ -295,7 +302,7 @@ def test_no_face_is_shown_that_was_not_seen_bare(portrait: Portrait, why: str) -
             behind_a_mask(face, crop)
             memory.look([face], 9.15)
         if why == "the tracker sees a mask":
-            face.wears = 0.7
+            face.wears = 0.8
         if why == "its mask was missed":
             face.pictures.crop[BELOW:220, 20:236] = 255
         shown = put_on(memory, face, crop, bare, score, 60 if why == "its eyes are covered" else BELOW)
