@@ -313,20 +313,13 @@ def _describe(
         color=color,
         mastering_display=_mastering_display(side_data),
         content_light=_content_light(side_data),
-        embedded=_embedded(stream, side_data),
+        embedded=tuple(name for kind, name in _EMBEDDED.items() if kind in side_data),
         interlaced=picture.interlaced_frame,
         audio=tuple(other.index for other in container.streams.audio),
         subtitles=tuple(other.index for other in container.streams.subtitles),
         attachments=tuple(other.index for other in container.streams.attachments),
         chapters=len(container.chapters()),
     )
-
-
-def _embedded(stream: VideoStream, side_data: dict[SideDataType, bytes]) -> tuple[str, ...]:
-    """Data inside the coded pictures. The transparency of VP8 and VP9 lies beside them, where no decoder looks."""
-    found = [name for kind, name in _EMBEDDED.items() if kind in side_data]
-    tags = {key.lower(): value for key, value in stream.metadata.items()}
-    return (*found, *(["transparency"] if tags.get("alpha_mode") == "1" else []))
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -77,10 +77,3 @@ def test_what_a_viewer_may_miss_is_said(
     transcode(replace(info, **changes), tmp_path / "out.mp4", options, notices=notices)
     assert says not in " ".join(plain)
     assert says in " ".join(notices)
-
-
-def test_transparency_that_lies_beside_the_pictures_is_said_to_be_lost(tmp_path: Path) -> None:
-    path = Clip(tmp_path / "in.webm").video(form="yuva420p", codec="libvpx", options={"auto-alt-ref": "0"}).write()
-    notices: list[str] = []
-    transcode(probe(path), tmp_path / "out.webm", EncodeOptions(preset="12"), notices=notices)
-    assert "left out: transparency" in " ".join(notices)
