@@ -4,8 +4,13 @@
 
 The first part of each clip is written anew (H.264, CRF 12) and given to `unmask personalize`. From half a second after
 it on, faces are hidden by synthetic masks (seed: the frame's position; training saw other ones), and painted by the
-general and by the personal network, as the program runs them. Figures are means over at most 40 frames: PSNR in the
-mask, and identity where there is an instrument for it (see unmask.train.instruments).
+general and by the personal network. Figures are means over at most 40 frames: PSNR in the mask, and identity where
+there is an instrument for it (see unmask.train.instruments).
+
+Then the same part wears a drawn surgical mask that follows its landmarks (as in `steadiness.py`), never seen without
+it, and goes through the pipeline's stages: with the general network ("program_general"), with the personal one alone
+("program_personal", as with `--no-memory`), and with its views too ("program_views", as with `--person`). Every sixth
+of at most 120 frames counts: PSNR where the mask is, and LPIPS and identity of the face (as in `memory.py`).
 """
 
 import argparse
@@ -20,10 +25,16 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from memory import face_of
+from steadiness import Moment, moments, through
 
 from unmask.models.engine import Engine, choose, load
 from unmask.models.geometry import CROP_SIZE, canonical_crop, transform_points
 from unmask.models.mediapipe import FaceDetector, FaceMesh
+from unmask.stream.stages.inpaint import Inpaint
+from unmask.stream.stages.segment import Segment
+from unmask.stream.stages.smooth import Smooth
+from unmask.stream.stages.track import Track
 from unmask.train.data import largest_face, warp_crop
 from unmask.train.evaluate import psnr
 from unmask.train.instruments import Instruments
@@ -34,6 +45,8 @@ from unmask.train.video import spread_frames
 U8 = npt.NDArray[np.uint8]
 FRAMES = 40
 APART_SECONDS = 0.5
+PROGRAM_FRAMES = 120
+EVERY = 6
 
 
 def write_first_part(clip: Path, share: float, target: Path) -> float:
@@ -74,6 +87,32 @@ def paint(engine: Engine, crop: U8, hidden: npt.NDArray[np.bool_]) -> U8:
     return np.where(hidden[..., None], painted, crop).astype(np.uint8)
 
 
+def program(seen: list[Moment], person: Path, judge: Instruments | None) -> dict[str, float]:
+    """Figures of the whole program on masked frames."""
+    figures: dict[str, float] = {}
+    cases = {"general": Inpaint(), "personal": Inpaint(person=str(person), memory=False)}
+    for name, inpaint in (cases | {"views": Inpaint(person=str(person))}).items():
+        stages = (Track(max_faces=1), Segment(), inpaint, Smooth())
+        results = through([moment.masked for moment in seen], stages)
+        rows: dict[str, list[float]] = {}
+        for moment, result in list(zip(seen, results, strict=True))[::EVERY]:
+            rows.setdefault("psnr", []).append(psnr((result.astype(np.float64) - moment.truth)[moment.mask]))
+            if judge is not None:
+                one, other = face_of(moment.truth, moment.mask), face_of(result, moment.mask)
+                rows.setdefault("lpips", []).append(judge.lpips(one, other))
+                if (identity := judge.identity(one, other)) is not None:
+                    rows.setdefault("identity", []).append(identity)
+        figures |= {f"program_{name}_{key}": float(np.mean(values)) for key, values in rows.items()}
+    return figures
+
+
+def rest(clip: Path, share: float) -> list[Moment]:
+    """The moments of a clip after its first part."""
+    seen = list(moments(clip, 100_000))
+    first = round(share * len(seen)) + round(APART_SECONDS * 25)
+    return seen[first : first + PROGRAM_FRAMES]
+
+
 def measure(clip: Path, arguments: argparse.Namespace, judge: Instruments | None) -> tuple[dict[str, float], U8]:
     """Figures of a clip, and a sheet: truth, hidden, general, personal."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +133,8 @@ def measure(clip: Path, arguments: argparse.Namespace, judge: Instruments | None
                 if identity is not None:
                     rows.setdefault(f"identity_{name}", []).append(identity)
             cells.append(np.hstack([crop, np.where(hidden[..., None], 128, crop).astype(np.uint8), *results.values()]))
-    figures = {name: float(np.mean(values)) for name, values in rows.items()}
+        figures = {name: float(np.mean(values)) for name, values in rows.items()}
+        figures |= program(rest(clip, arguments.share), file, judge)
     sheet = np.vstack(cells[:: max(1, len(cells) // 4)][:4])
     return figures | {"frames": len(cells), "faces": done.faces, "bytes": done.size, "seconds": seconds}, sheet
 

@@ -393,10 +393,12 @@ def load(network: NetworkName, choice: EngineChoice, notice: Callable[[str], Non
         EngineError: it cannot be loaded.
     """
     if choice.person and network == "inpainter":
-        from unmask.models.person import load_personal  # only who asks for one needs it
+        from unmask.models.person import Person, load_personal  # only who asks for one needs it
 
-        with as_engine_error(), _alone_on_gpu(choice.device):
-            return load_personal(Path(choice.person), choice, notice)
+        person = Person.load(Path(choice.person))
+        if person.tensors:  # it may hold views alone
+            with as_engine_error(), _alone_on_gpu(choice.device):
+                return load_personal(person, choice, notice)
     for candidate, following in zip((choice, *choice.otherwise), (*choice.otherwise, None), strict=True):
         try:
             with as_engine_error(), _alone_on_gpu(candidate.device):

@@ -1,17 +1,22 @@
-"""A personal model: a small change of the inpainter's weights, made by `unmask personalize`.
+"""A personal model: views of somebody's bare face, and a small change of the inpainter's weights, made by
+`unmask personalize`.
 
-The file is safetensors in half precision. For each convolution NAME of the network as it ships (batch normalisation
-folded in) it holds NAME.bias, what is added to its biases, and what is added to its weights: NAME.delta, or the two
-factors NAME.up (out, rank) and NAME.down (rank, in * kernel) of low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
+The file is safetensors. `views.N.picture`, uint8, is a canonical crop as WebP, `views.N.points`, (468, 3) float32, its
+landmarks in px of that. The rest, in half precision, is missing where too little was given to learn from. For each
+convolution NAME of the network as it ships (batch normalisation folded in) it holds NAME.bias, what is added to its
+biases, and what is added to its weights: NAME.delta, or the two factors NAME.up (out, rank) and NAME.down (rank, in *
+kernel) of low-rank adaptation (Hu et al. 2021, arXiv:2106.09685).
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
@@ -27,9 +32,14 @@ from unmask.models.engine import (
     read_network,
     weights_file,
 )
+from unmask.models.geometry import CROP_SIZE
+from unmask.models.seen import Seen, Views
 from unmask.models.vino import openvino
 
+U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+_VIEWS: Final = "views."
+_WEBP_QUALITY: Final = 92
 
 BASE_KEY: Final = "inpainter"
 """In the file's metadata: `base_hash` of the inpainter that it was made for."""
@@ -46,9 +56,11 @@ class Person:
 
     Attributes:
         tensors: by name, float32.
+        views: of the face, bare; none in files of unmask 0.1.
     """
 
     tensors: dict[str, F32]
+    views: Views = field(default_factory=Views)
 
     @classmethod
     def load(cls, path: Path) -> "Person":
@@ -60,14 +72,15 @@ class Person:
         try:
             with safe_open(path, framework="numpy") as file:
                 base = (file.metadata() or {}).get(BASE_KEY)
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot read '{path}' as a personal model; make one with: unmask personalize") from error
         if base is None:
             raise UserError(f"'{path}' is no personal model; make one with: unmask personalize")
         if base != base_hash():
             raise UserError(f"'{path}' was made for another inpainter than the one in use; make it again")
-        return cls(tensors)
+        changes = {name: x.astype(np.float32) for name, x in tensors.items() if not name.startswith(_VIEWS)}
+        return cls(changes, _read_views(tensors, path))
 
     @cached_property
     def changes(self) -> dict[str, F32]:
@@ -82,6 +95,37 @@ class Person:
             elif part == "bias":
                 found[name] = value
         return found
+
+
+def views_to_tensors(views: Views) -> dict[str, U8 | F32]:
+    """What a file holds of views, by name."""
+    tensors: dict[str, U8 | F32] = {}
+    for number, view in enumerate(views.views.values()):
+        _, picture = cv2.imencode(".webp", view.crop[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY))
+        tensors[f"{_VIEWS}{number}.picture"] = np.asarray(picture, np.uint8).ravel()
+        tensors[f"{_VIEWS}{number}.points"] = np.ascontiguousarray(view.points, np.float32)
+    return tensors
+
+
+def _read_views(tensors: Mapping[str, npt.NDArray[Any]], path: Path) -> Views:
+    """The other way round, as seen long ago. Raises UserError where they are none."""
+    views = Views()
+    for name in sorted(name for name in tensors if name.startswith(_VIEWS) and name.endswith(".picture")):
+        picture, points = _decoded(tensors[name]), tensors.get(name.replace(".picture", ".points"), np.empty(0))
+        if picture is None or points.shape != (468, 3) or not np.isfinite(points).all():
+            raise UserError(f"'{path}' is damaged; make it again with: unmask personalize")
+        views.add(Seen(picture, points.astype(np.float32), -math.inf))
+    return views
+
+
+def _decoded(picture: npt.NDArray[Any]) -> U8 | None:
+    """A canonical crop, of its file; None where it is none."""
+    if picture.dtype != np.uint8 or not picture.size:
+        return None
+    bgr = cv2.imdecode(picture.ravel(), cv2.IMREAD_COLOR)
+    if bgr is None or bgr.shape != (CROP_SIZE, CROP_SIZE, 3):
+        return None
+    return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
 
 
 class PersonalOpenVinoEngine(OpenVinoEngine):
@@ -134,19 +178,17 @@ class PersonalTorchEngine(TorchEngine):
         self.description += ", personal"
 
 
-def load_personal(path: Path, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
-    """The inpainter with a personal model: under OpenVINO on the processor, under PyTorch on a GPU.
+def load_personal(person: Person, choice: EngineChoice, notice: Callable[[str], None]) -> Engine:
+    """The inpainter with the change of a person: under OpenVINO on the processor, under PyTorch on a GPU.
 
     Args:
-        path: of the personal model.
+        person: the change.
         choice: what runs the other networks.
         notice: takes a line for the user where something else runs this one.
 
     Raises:
-        UserError: the file is no personal model for this inpainter.
         EngineError: the network cannot be loaded.
     """
-    person = Person.load(path)
     engine = "openvino" if choice.device == "cpu" else "torch"
     if choice.engine != engine:
         notice(f"{choice.engine} cannot run a personal model; {engine} is used for the inpainter")

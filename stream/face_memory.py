@@ -2,8 +2,9 @@
 
 A network paints somebody's mouth; a face that was bare before its mask came is known, and is shown: its nearest view,
 turned as the head has turned, in its present light. Where the head looks elsewhere than in any view, what is painted
-shows instead. Where a mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown
-for some seconds, and the network paints around them. Landmarks slip up with such a mask, and are put right before.
+shows instead. A face that was not seen bare may be that of a personal model, which holds views of another day. Where a
+mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown for some seconds, and
+the network paints around them. Landmarks slip up with such a mask, and are put right before.
 """
 
 import math
@@ -18,8 +19,9 @@ import numpy.typing as npt
 
 from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.models.outline import Shown, disc, hull
+from unmask.models.seen import EYES_AND_BROWS, Seen, Views, degrees_between, direction
 from unmask.stream.face_track import FORGET_SECONDS
-from unmask.stream.face_views import Seen, Then, Views, as_now, degrees_between, direction, followed, resemblance
+from unmask.stream.face_views import Then, as_now, eyes_likeness, followed, in_light_of, resemblance
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import Who
 from unmask.stream.mask_shape import EYES
@@ -27,8 +29,6 @@ from unmask.stream.mask_shape import EYES
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-_ZONES: Final = ((70, 63, 105, 66, 107, 133, 153, 145, 144, 33), (300, 293, 334, 296, 336, 362, 380, 374, 373, 263))
-"""Landmarks around each eye and its brow."""
 _LIDS: Final = ((159, 145), (386, 374))
 """Landmarks of the upper and lower lid."""
 _AROUND_PX: Final = 6
@@ -86,6 +86,14 @@ _CHANGE_SECONDS: Final = 0.6
 _LIKE: Final = (0.55, 0.4)
 """Likeness from which on a view is believed to be of the same person, and under which it is not. The track says that it
 is, so doubt takes time: hands and hair come before eyes, too."""
+_LIKE_ANOTHER_DAY: Final = (0.5, 0.3)
+"""The same of eyes and brows, for views of another day: of one photo to another of the same person they have 0.69 at
+the median, and 0.39 and more in nine of ten; 0.4 at the median for somebody else."""
+_LIKER: Final = 0.1
+"""By how much somebody else must be more like it to be taken for the person of those views instead."""
+_SHOWN: Final = (0.35, 0.5)
+"""Of those shares, multiplied, what a view of another day must have to go on being shown, and to be shown at first.
+Mixed with what is painted it would be a face with two mouths for as long as the head keeps still."""
 _DOUBT_SECONDS: Final = 1.0
 _BLIND: Final = (0.3, 0.75)
 """Share of an eye that a mask covers, the same way: there landmarks are guesses."""
@@ -230,6 +238,8 @@ class _Person:
         masked_until: when one was seen last; None before the first.
         followed: its landmarks while a mask hides eyes.
         showing: what is shown in place of the mask.
+        resembles: how like it is to the views of another day, over the last second or so; -1 before that is known.
+        compared_at: when that was looked at last, s.
     """
 
     who: Who = (-1, 0)
@@ -243,6 +253,19 @@ class _Person:
     masked_until: float | None = None
     followed: _Followed = field(default_factory=_Followed)
     showing: _Showing = field(default_factory=_Showing)
+    resembles: float = -1.0
+    compared_at: float = -math.inf
+
+    def compare(self, face: Face, views: Views, seconds: float) -> None:
+        """Note how like a face is to views of another day, where its eyes and brows are free and it looks that way."""
+        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+        view, angle = views.nearest(direction(points))
+        if angle > _DEGREES[1] or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) > _BLIND[0]:
+            return
+        likeness = eyes_likeness(view, face.pictures.crop, _trusted(face), points)
+        share = min(1.0, abs(seconds - self.compared_at) / _DOUBT_SECONDS)
+        self.resembles += (share if self.resembles > -1.0 else 1.0) * (likeness - self.resembles)
+        self.compared_at = seconds
 
 
 class FaceMemory:
@@ -254,6 +277,7 @@ class FaceMemory:
 
     Args:
         later: what will be seen of them, where the video was gone through before.
+        known: views of a person from another day, who may be one of those that are not seen bare.
         keep: is given what a later pass is to be given of a face that was bare only after it wore a mask, as its track
             ends.
 
@@ -262,10 +286,15 @@ class FaceMemory:
     """
 
     def __init__(
-        self, later: Mapping[Who, Views] | None = None, *, keep: Callable[[Who, Views], None] = lambda *_: None
+        self,
+        later: Mapping[Who, Views] | None = None,
+        *,
+        known: Views | None = None,
+        keep: Callable[[Who, Views], None] = lambda *_: None,
     ) -> None:
-        self._later, self._keep = later if later is not None else {}, keep
+        self._later, self._known, self._keep = later if later is not None else {}, known or Views(), keep
         self._people: dict[int, _Person] = {}
+        self._known_track = -1
         self._begun: Counter[int] = Counter()
         self.too_late = 0
 
@@ -294,6 +323,25 @@ class FaceMemory:
                 _remember_bare(person, seen)
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
+        if self._known:
+            self._recognise(faces, seconds)
+
+    def _recognise(self, faces: Sequence[Face], seconds: float) -> None:
+        """Find out which of the faces is most like the views of another day: one person is seen once in a frame."""
+        for face in faces:
+            person = self._people[face.track_id]
+            if not face.still and abs(seconds - person.compared_at) >= _EVERY_SECONDS:
+                person.compare(face, self._known, seconds)
+        best = max(self._people, key=lambda track: self._people[track].resembles, default=-1)
+        held = self._people.get(self._known_track)
+        if held is None or held.resembles + _LIKER < self._people[best].resembles:
+            self._known_track = best
+
+    def _is_known(self, track_id: int) -> float:
+        """How far a face can be taken for that of the views of another day, 0..1."""
+        if track_id != self._known_track:
+            return 0.0
+        return _share(self._people[track_id].resembles, *_LIKE_ANOTHER_DAY)
 
     def _begin(self, track_id: int) -> _Person:
         who = (track_id, self._begun[track_id])
@@ -371,11 +419,14 @@ class FaceMemory:
         has turned away from how it was seen, and, where its landmarks are guesses, the more of the eyes its mask
         covers. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
-        if not person.views:
+        another_day, views = not person.views, person.views or self._known
+        if not views:
             return 0.0
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
-        angle = person.showing.turn_to(person.views, direction(points), seconds)
+        angle = person.showing.turn_to(views, direction(points), seconds)
         wanted = _share(angle, *_DEGREES)
+        if another_day:
+            wanted *= self._is_known(face.track_id)
         if wanted == person.showing.share == 0.0:
             return 0.0
         area = hull(points, CROP_SIZE)
@@ -385,12 +436,18 @@ class FaceMemory:
         bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points, inside)
         part = _around(inside)
         bare, before, inside, area, near = bare[part], painted[part], inside[part], area[part], near[part]
+        if another_day:
+            bare = in_light_of(before, bare, inside)
         difference = cv2.transform(cv2.absdiff(bare, before), np.full((1, 3), 1 / 3, np.float32)).astype(np.float32)
         sure = person.followed.sure_at(seconds)
         blind = 0.0 if sure else max(_covered(face.pictures.mask, zone) for zone in _zones(points))
         other = float(difference[near > 0].mean()) if near.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
-        wanted *= _share(person.showing.likeness, *_LIKE) * _share(other, *_ALIKE)
+        wanted *= _share(other, *_ALIKE)
+        if another_day:
+            wanted = float(wanted > _SHOWN[person.showing.share < 0.5])
+        else:
+            wanted *= _share(person.showing.likeness, *_LIKE)
         share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
         believed = np.where(near > 0, np.maximum(_fade(area, _SIDE_PX), _fitting(difference)), 0.0)
         weight = share * _fade(inside, _EDGE_PX) * np.maximum(believed, np.float32(recent))
@@ -470,7 +527,7 @@ def _trusted(face: Face) -> U8:
 def _zones(points: F32) -> list[U8]:
     """(S, S) uint8 0 or 255 for each eye, of (468, 3) px of the crop."""
     around = disc(_AROUND_PX)
-    return [np.asarray(cv2.dilate(hull(points[list(zone)], CROP_SIZE), around), np.uint8) for zone in _ZONES]
+    return [np.asarray(cv2.dilate(hull(points[list(zone)], CROP_SIZE), around), np.uint8) for zone in EYES_AND_BROWS]
 
 
 def _covered(mask: U8, zone: U8) -> float:

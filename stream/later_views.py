@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from unmask.stream.face_views import Seen, Views
+from unmask.models.seen import Seen, Views
 
 Who = tuple[int, int]
 """A track, and how often it had begun anew: the same in every pass through the same frames."""

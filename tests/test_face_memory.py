@@ -12,8 +12,9 @@ from faces import Portrait
 
 from unmask.models.geometry import CROP_SIZE, transform_landmarks, transform_points
 from unmask.models.outline import Shown, disc, hull
+from unmask.models.seen import Seen, Views, direction
 from unmask.stream.face_memory import FaceMemory
-from unmask.stream.face_views import Seen, Views, as_now, direction, followed
+from unmask.stream.face_views import as_now, followed
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import LaterViews, ViewsWriter, Who
 
@@ -558,3 +559,94 @@ def test_views_are_given_up_as_tracks_end(portrait: Portrait) -> None:
 def test_nobody_who_is_bare_later_is_a_file_too(tmp_path: Path) -> None:
     ViewsWriter(tmp_path / "later.zip").close()
     assert len(LaterViews(tmp_path / "later.zip")) == 0
+
+
+def of_another_day(face: Face, crop: U8) -> Views:
+    """A personal model's view of the same face, in other light."""
+    views, light = Views(), np.linspace(0.6, 1.1, CROP_SIZE)[None, :, None]
+    points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+    views.add(Seen(np.clip(crop * light, 0, 255).astype(np.uint8), points, -np.inf))
+    return views
+
+
+def worn_from_the_beginning(memory: FaceMemory, face: Face, crop: U8) -> Shown:
+    shown = behind_a_mask(face, crop, BELOW)
+    memory.look([face], 10.0)
+    return shown
+
+
+def upside_down(crop: U8) -> U8:
+    """Somebody else's eyes."""
+    return np.roll(crop[::-1], 245 - CROP_SIZE, axis=0)
+
+
+def test_a_face_of_a_personal_model_is_shown_in_the_light_of_what_is_painted(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(face, crop))
+    shown, other, mouth = worn_from_the_beginning(memory, face, crop), another_face(crop), mouth_of(face)
+    painted = other.copy()
+    assert memory.show_bare(face, shown, painted, 10.0) == 1.0
+    assert abs(painted[mouth].mean() - other[mouth].mean()) < 3, "as bright as what is painted, not as on that day"
+    lips = [cv2.cvtColor(x[mouth], cv2.COLOR_RGB2GRAY).ravel() for x in (painted, crop, other)]
+    assert np.corrcoef(lips[0], lips[1])[0, 1] > 0.95 > np.corrcoef(lips[2], lips[1])[0, 1], "and as sharp as there"
+    np.testing.assert_array_equal(painted[shown.hidden == 0], other[shown.hidden == 0])
+
+
+def test_what_was_seen_in_the_video_goes_before_another_day(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    strange = of_another_day(face, np.full_like(crop, 90))
+    memory = FaceMemory(known=strange)
+    shown, painted = put_on(memory, face, crop), another_face(crop)
+    assert memory.show_bare(face, shown, painted, 10.0) == 1.0
+    assert np.abs(painted[mouth_of(face)].astype(int) - crop[mouth_of(face)]).mean() < 6
+
+
+@pytest.mark.parametrize("why", ["others' eyes", "eyes covered", "looks aside"])
+def test_a_face_that_may_be_somebody_elses_gets_nothing_of_a_personal_model(portrait: Portrait, why: str) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(face, upside_down(crop) if why == "others' eyes" else crop))
+    if why == "looks aside":
+        face = turned(face, 40)
+    shown = behind_a_mask(face, crop, EYES.start if why == "eyes covered" else BELOW)
+    for seconds in np.arange(10.0, 12.0, 0.04):
+        painted = another_face(crop)
+        memory.look([face], float(seconds))
+        assert memory.show_bare(face, shown, painted, float(seconds)) == 0.0
+        np.testing.assert_array_equal(painted, another_face(crop))
+
+
+def test_one_person_is_seen_once(portrait: Portrait) -> None:
+    """Of two faces the one that is more like the personal model's, whoever is named first, as long as it is there."""
+    known, less_alike = bare_face(portrait), bare_face(portrait)
+    crop = known.pictures.crop.copy()
+    less_alike.track_id = known.track_id + 1
+    memory = FaceMemory(known=of_another_day(known, crop))
+    shown = behind_a_mask(known, crop, BELOW)
+    behind_a_mask(less_alike, crop, BELOW)
+    half = cv2.addWeighted(crop, 0.5, np.random.default_rng(0).integers(0, 255, crop.shape).astype(np.uint8), 0.5, 0)
+    less_alike.pictures.crop[:] = half
+    memory.look([less_alike, known], 10.0)
+    shares = [memory.show_bare(face, shown, another_face(crop), 10.0) for face in (less_alike, known)]
+    assert shares == [0.0, 1.0]
+    memory.look([less_alike], 13.0)
+    assert memory.show_bare(less_alike, shown, another_face(crop), 13.0) == 1.0, "alone it may be that person"
+
+
+def test_a_view_of_another_day_is_shown_or_not_but_not_half(portrait: Portrait) -> None:
+    """A head that turns away slowly and keeps still in between: two mouths would stay as long."""
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(face, crop))
+    shown = worn_from_the_beginning(memory, face, crop)
+    ends = []
+    for number, degrees in enumerate(range(0, 34, 3)):
+        aside = turned(face, degrees)
+        for seconds in np.arange(0.0, 1.0, 0.1):
+            memory.look([aside], 11.0 + number + seconds)
+            share = memory.show_bare(aside, shown, another_face(crop), 11.0 + number + float(seconds))
+        ends.append(share)
+    assert set(ends) == {0.0, 1.0}
+    assert ends == sorted(ends, reverse=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 
 
 class Instruments:
@@ -41,6 +42,14 @@ class Instruments:
         with torch.no_grad():
             maps: list[torch.Tensor] = self._lpips.feats(rgb.float() / 127.5 - 1)
         return maps[1:]
+
+    def embedding(self, rgb: U8) -> F32 | None:
+        """(D,) float32 of length 1: whose face a (H, W, 3) uint8 RGB picture shows; None where it shows none."""
+        with torch.no_grad():
+            _, scores, points = self._tools.detect(rgb)
+            if not len(scores):
+                return None
+            return np.asarray(self._embedding(rgb, points[int(np.argmax(scores))]), np.float32)
 
     def identity(self, truth: U8, result: U8) -> float | None:
         """Cosine of the face embeddings of two pictures, aligned by the truth's face; None where it has none."""

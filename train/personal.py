@@ -1,10 +1,11 @@
-"""Makes the inpainter a person's own: a few minutes of their bare face, and a small change of its weights."""
+"""Makes the inpainter a person's own: views of their bare face, and a small change of its weights."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from unmask.models.engine import cpu_precision, weights_file
 from unmask.models.folding import fold_norms
 from unmask.models.inpainter import Inpainter
 from unmask.models.mediapipe import FaceDetector, FaceMesh
-from unmask.models.person import BASE_KEY, base_hash
+from unmask.models.person import BASE_KEY, base_hash, views_to_tensors
+from unmask.models.seen import Seen, Views
 from unmask.train.config import Phase, Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, CropWriter, FaceCrops, largest_face, read_rgb, writing_crops
 from unmask.train.files import ended_like_ctrl_c
@@ -38,6 +40,7 @@ MOST_BYTES: Final = 2_000_000
 MOST_FACES: Final = 240
 """From one video: more of the same minute teach nothing new."""
 FEWEST_FACES: Final = 8
+"""From fewer nothing is learnt; their views are kept."""
 _RANK: Final = 16
 _HELD_OUT: Final = 8
 """One face in so many at the end of each source is kept to measure on."""
@@ -148,25 +151,26 @@ class Personalized:
     """What came of it.
 
     Attributes:
-        faces: learnt from.
+        faces: learnt from, or, where they are too few for that, only looked at.
+        views: of these that the file holds.
         held_out: measured on.
         masked: left out, as they wear a mask.
-        psnr_before, psnr_after: in the mask, in dB, on the faces that were held out.
+        psnr: in the mask, in dB, on the faces that were held out, before and after; None where nothing was learnt.
         size: of the file in bytes.
     """
 
     faces: int
+    views: int
     held_out: int
     masked: int
-    psnr_before: float
-    psnr_after: float
+    psnr: tuple[float, float] | None
     size: int
 
 
 def personalize(
     sources: Sequence[Path], out: Path, steps: int, progress: Progress, notice: Notice = print
 ) -> Personalized:
-    """Fine-tune the inpainter to one person.
+    """Keep views of one person's face, and fine-tune the inpainter to it where there are enough.
 
     Args:
         sources: videos and pictures of their bare face, or folders of them; the largest face of each is taken.
@@ -176,21 +180,46 @@ def personalize(
         notice: takes a line for each file that cannot be read.
 
     Raises:
-        UserError: too few bare faces are found.
+        UserError: no bare face is found.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; nothing is written.
     """
     with ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
         folder = Path(name)
         crops, masked = collect_faces(sources, folder, notice)
-        trainer = PaintTrainer(_recipe(folder, steps), PersonalInpainter)
-        trainer.on_step, trainer.stopping = progress, ""  # the folder goes: no run could go on from there
-        before = trainer.validate(256)["validation_psnr"]
-        after = trainer.fit()["validation_psnr"]
-        model = trainer.averaged()
-        assert isinstance(model, PersonalInpainter)
-        out.write_bytes(save(model.change(), {BASE_KEY: base_hash()}))  # `save_file` makes files for their owner alone
-        held_out = len(trainer.validation)
-    return Personalized(len(crops.names) - held_out, held_out, masked, before, after, out.stat().st_size)
+        views, learnt = views_of(crops), _Learnt({}, 0, None)
+        if len(crops.names) >= FEWEST_FACES:
+            learnt = _learn(folder, steps, progress)
+        tensors = learnt.change | {n: torch.from_numpy(x) for n, x in views_to_tensors(views).items()}
+        out.write_bytes(save(tensors, {BASE_KEY: base_hash()}))  # `save_file` makes files for their owner alone
+    faces, size = len(crops.names) - learnt.held_out, out.stat().st_size
+    return Personalized(faces, len(views.views), learnt.held_out, masked, learnt.psnr, size)
+
+
+def views_of(crops: FaceCrops) -> Views:
+    """One view of a face for each direction in which it looks."""
+    views = Views()
+    for crop, points in zip(crops.crops[: len(crops.names)], crops.points, strict=True):
+        views.add(Seen(np.ascontiguousarray(crop), points.astype(np.float32), -math.inf))
+    return views
+
+
+class _Learnt(NamedTuple):
+    """The change of the weights, how many faces it was measured on, and PSNR before and after."""
+
+    change: dict[str, Tensor]
+    held_out: int
+    psnr: tuple[float, float] | None
+
+
+def _learn(folder: Path, steps: int, progress: Progress) -> _Learnt:
+    """Fine-tune the inpainter to the crops of a folder."""
+    trainer = PaintTrainer(_recipe(folder, steps), PersonalInpainter)
+    trainer.on_step, trainer.stopping = progress, ""  # the folder goes: no run could go on from there
+    before = trainer.validate(256)["validation_psnr"]
+    after = trainer.fit()["validation_psnr"]
+    model = trainer.averaged()
+    assert isinstance(model, PersonalInpainter)
+    return _Learnt(model.change(), len(trainer.validation), (before, after))
 
 
 def _recipe(folder: Path, steps: int) -> Recipe:
@@ -254,7 +283,7 @@ def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tupl
         The crops, and how many faces were left out because they wear a mask.
 
     Raises:
-        UserError: there are too few, or the only file cannot be read.
+        UserError: there is none, or the only file cannot be read.
     """
     files = [f for source in sources for f in (sorted(source.iterdir()) if source.is_dir() else [source])]
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
@@ -266,12 +295,9 @@ def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tupl
         collector = _Collector(writer)
         for source in (*([video] for video in videos), pictures):
             collector.add(_pictures(source, None if alone else notice))
-    if len(writer.names) < FEWEST_FACES:
-        masked = f" ({collector.masked} more wear a mask and were left out)" if collector.masked else ""
-        raise UserError(
-            f"too few bare faces: {len(writer.names)} found{masked}, {FEWEST_FACES} are the least; "
-            "give a video of the person's bare face"
-        )
+    if not writer.names:
+        masked = f" ({collector.masked} that wear a mask were left out)" if collector.masked else ""
+        raise UserError(f"no bare face was found{masked}; give photos or a video of the person's bare face")
     held_out = collector.held_out or writer.names[-1:]  # each source may have too few to hold one out
     (folder / "held-out.txt").write_text("".join(f"{name}\n" for name in held_out))
     return FaceCrops.open(folder), collector.masked

@@ -541,12 +541,14 @@ def personalize(
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="More take longer and fit closer.")] = 600,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a personal model that exists.")] = False,
 ) -> None:
-    """Make the inpainter a person's own from a minute of their bare face. Use it with: unmask video --person FILE.
+    """Make a personal model from photos or a video of someone's bare face. Use it with: unmask video --person FILE.
 
-    Ctrl-C stops it; nothing is written then.
+    The file holds pictures of the face, which are shown in place of its mask. From 8 on, a minute of video say, the
+    inpainter learns the face, too. Ctrl-C stops it; nothing is written then.
     """
     _need_training_packages()
     from unmask.interrupts import STOPPED
+    from unmask.stream.jobs import counted
     from unmask.stream.naming import whole_file
 
     for source in sources:
@@ -557,7 +559,8 @@ def personalize(
 
     try:
         with whole_file(output, overwrite=overwrite) as draft, counting("steps") as progress:
-            from unmask.train.personal import personalize as fit  # slow, and of no use where the output is refused
+            from unmask.train.personal import FEWEST_FACES  # slow, and of no use where the output is refused
+            from unmask.train.personal import personalize as fit
 
             done = fit(sources, draft.path, steps, progress, say)
             draft.keep_as(output, overwrite=overwrite)
@@ -565,10 +568,13 @@ def personalize(
         say("unmask: stopped; nothing was written")
         raise typer.Exit(STOPPED) from stopped
     masked = f" ({done.masked} more wear a mask and were left out)" if done.masked else ""
-    print(
-        f"{output}: {done.size / 1e6:.2f} MB from {done.faces} faces{masked}; "
-        f"PSNR in the mask on {done.held_out} others "
-        f"{done.psnr_before:.2f} dB before, {done.psnr_after:.2f} dB after"
+    told = (
+        f"{output}: {done.size / 1e6:.2f} MB from {counted(done.faces, 'face')}{masked}, {counted(done.views, 'view')}"
     )
-    if done.psnr_after <= done.psnr_before:
+    if done.psnr is None:
+        print(f"{told}; {FEWEST_FACES} faces or a video are needed to learn from, too")
+        return
+    before, after = done.psnr
+    print(f"{told}; PSNR in the mask on {done.held_out} others {before:.2f} dB before, {after:.2f} dB after")
+    if after <= before:
         say("it did not get better: give more and sharper pictures of one person's bare face")

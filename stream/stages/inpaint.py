@@ -10,6 +10,7 @@ import numpy as np
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
+from unmask.models.person import Person
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.later_views import LaterViews
@@ -42,9 +43,9 @@ class Inpaint(Stage):
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         engine: "auto" or the name of one.
-        person: file with a personal model; empty for the general one.
+        person: file with a personal model, whose views are shown, too; empty for the general one.
         threads: CPU threads of the network; 0 leaves it to the engine.
-        memory: whether a face that was seen without a mask before is shown as it was.
+        memory: whether a face that was seen without a mask, before or for the personal model, is shown as it was.
         later: file that `Remember` wrote in a first pass through the video; empty for none.
     """
 
@@ -68,7 +69,8 @@ class Inpaint(Stage):
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
         self._later_views = LaterViews(Path(self._later)) if self._later else None
-        self._memory = FaceMemory(self._later_views)
+        known = Person.load(Path(self._person)).views if self._person and self._remembers else None
+        self._memory = FaceMemory(self._later_views, known=known)
         self._painted = self._kept = self._as_seen = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
