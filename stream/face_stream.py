@@ -5,12 +5,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
 from unmask.errors import StageError
 from unmask.models.batching import BatchingEngine
 from unmask.models.engine import NETWORKS, Engine, EngineChoice, NetworkName, choose, load
+from unmask.models.person import Person
+from unmask.models.seen import Views
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.protocol import CODED_FORMATS, FoundFace, FrameRequest, Limits, ProtocolError
@@ -22,7 +25,8 @@ _TICKS = 1_000_000
 
 
 class SharedEngines:
-    """Each network once, for all streams: crops that wait at the same time go through it together.
+    """Each network once, for all streams, and a personal model's views: crops that wait at the same time go through a
+    network together.
 
     Args:
         settings: about the faces, as the streams will have them.
@@ -39,6 +43,7 @@ class SharedEngines:
             notice(reason)
         self._engines = {network: BatchingEngine(load(network, choice, notice)) for network in NETWORKS}
         self.description = self._engines["inpainter"].description
+        self._views = Person.load(Path(settings.person)).views if settings.person else Views()
         # The trackers' networks are loaded by the stages; the first client should not wait for them.
         first = FaceStream(settings, self, Limits(), lambda step, seconds: None)
         first.process(FrameRequest(0, "", "gray8", 64 * 64, 0.0, 64, 64), memoryview(bytes(64 * 64)))
@@ -48,6 +53,11 @@ class SharedEngines:
         """What stages get in place of a network of their own."""
         del choice, notice  # every stream has the server's device
         return self._engines[network]
+
+    def views(self, person: str) -> Views:
+        """Those of the server's personal model. The file may be gone by now."""
+        del person
+        return self._views
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +145,7 @@ class FaceStream:
             picture = np.frombuffer(data, np.uint8)
         layout = layout_of(request.format, width, height)
         if self._context is None or self._context.layout != layout:
-            self._open(Context(layout, self._settings.max_faces, load=self._engines.load))
+            self._open(Context(layout, self._settings.max_faces, load=self._engines.load, views=self._engines.views))
         pts = round(request.seconds * _TICKS)
         frame = Frame(self._index, pts, Fraction(1, _TICKS), layout, self._buffer, 0, discontinuity=request.reset)
         self._index += 1

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unmask.stream.frame import Frame, Layout
 
 if TYPE_CHECKING:
     from unmask.models.engine import Engine, EngineChoice, NetworkName
+    from unmask.models.seen import Views
 
 
 def _discard(line: str) -> None:
@@ -21,6 +23,12 @@ def _load(network: "NetworkName", choice: "EngineChoice", notice: Callable[[str]
     return load(network, choice, notice)
 
 
+def _views(person: str) -> "Views":
+    from unmask.models.person import Person
+
+    return Person.load(Path(person)).views
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a stage is told when it opens.
@@ -31,12 +39,14 @@ class Context:
         notice: takes one line for the user (which encoder was chosen and why, how many frames were lost).
         load: gives a network, and tells the third argument what the user should know; by default one of the stage's
             own, in `unmask serve` one that all streams share.
+        views: gives those that the file of a personal model holds; in `unmask serve` as it was when the server started.
     """
 
     layout: Layout
     max_faces: int = 8
     notice: Callable[[str], None] = field(default=_discard)
     load: "Callable[[NetworkName, EngineChoice, Callable[[str], None]], Engine]" = field(default=_load)
+    views: "Callable[[str], Views]" = field(default=_views)
 
 
 class Stage(ABC):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_clients_of_a_server_get_what_a_picture_becomes(person: Path, portrait: 
         for _ in range(2):  # the second client shares the network with the first
             with Client(server.address) as unmask:
                 np.testing.assert_array_equal(unmask(portrait.masked), expected)
+
+
+def test_a_server_goes_on_without_the_file(photo: Path, portrait: Portrait, tmp_path: Path) -> None:
+    path = Path(shutil.copy(photo, tmp_path / "p.safetensors"))
+    with server_program("--person", str(path)) as server, Client(server.address) as unmask:
+        server.wait_for("ready")
+        path.unlink()
+        with Client(server.address) as other:
+            np.testing.assert_array_equal(unmask(portrait.masked), other(portrait.masked))
 
 
 def test_a_live_picture_is_painted_with_it(person: Path, portrait: Portrait, tmp_path: Path) -> None:

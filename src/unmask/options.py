@@ -41,7 +41,7 @@ MemoryOption = Annotated[
     bool,
     typer.Option(
         "--memory/--no-memory",
-        help="Show a face that was seen bare before its mask came as it was, or paint every face anew.",
+        help="Show a face as it was seen bare, before its mask came or by --person, or paint every face anew.",
     ),
 ]
 

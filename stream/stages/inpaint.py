@@ -10,7 +10,6 @@ import numpy as np
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
-from unmask.models.person import Person
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.later_views import LaterViews
@@ -69,7 +68,7 @@ class Inpaint(Stage):
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
         self._later_views = LaterViews(Path(self._later)) if self._later else None
-        known = Person.load(Path(self._person)).views if self._person and self._remembers else None
+        known = context.views(self._person) if self._person and self._remembers else None
         self._memory = FaceMemory(self._later_views, known=known)
         self._painted = self._kept = self._as_seen = 0
 
