@@ -39,8 +39,8 @@ SERVE_HELP: Final = "\n\n".join(
         "CLIENTS. Each connection is a stream with faces of its own. Streams take turns, frame by frame; crops of "
         "several streams go through the networks together. A client may have --credits frames on their way. One that "
         "has gone is forgotten within seconds; one that does not read waits, and nobody else does.",
-        "PERSON. --person FILE paints the faces of all clients with a model of one person, whoever sends them, and shows "
-        "that face where eyes and brows are like it.",
+        "PERSON. --person FILE paints the faces of all clients with a model of one person, whoever sends them, and "
+        "shows that face where eyes and brows are like it.",
         "FORMATS. rgb24, bgr24, gray8, nv12, JPEG, PNG, WebP, in and out. Faces come as data: box, track, scores, "
         "whether painted, whether a mask seems to be worn.",
         "SECURITY. It listens on the loopback address, where every user of this machine can reach it; on ipc://PATH "
