@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ from unmask.models.person import BASE_KEY, Person, PersonalOpenVinoEngine, Perso
 from unmask.models.runtime import load_runtime
 from unmask.stream import Client
 from unmask.train import personal as personal_module
+from unmask.train.adapters import PersonalInpainter, shipped_inpainter
 from unmask.train.evaluate import psnr
 from unmask.train.inpainter import PaintTrainer
-from unmask.train.personal import MOST_BYTES, PersonalInpainter, shipped_inpainter
+from unmask.train.personal import MOST_BYTES
 
 U8 = npt.NDArray[np.uint8]
 
@@ -225,7 +228,8 @@ def photo(portrait: Portrait, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "p.safetensors"
     result = CliRunner().invoke(app, ["personalize", str(folder / "one.png"), "-o", str(path)])
     assert result.exit_code == 0, result.output
-    assert "from 1 face, 1 view; 8 faces or a video are needed to learn from, too" in result.output
+    assert "from 1 face, 1 view\n" in result.stdout
+    assert "views alone: to learn from, 8 bare faces are needed, and 1 found" in result.stderr
     return path
 
 
@@ -258,6 +262,19 @@ def test_a_model_of_photos_alone_paints_like_the_general_one(photo: Path, portra
     general, personal = (engine(truth[None], mask[None])[0].copy() for engine in engines)
     np.testing.assert_array_equal(general, personal)
     assert engines[0].description == engines[1].description, "the fastest engine runs it"
+
+
+def test_views_need_no_packages_for_training(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    program = "import sys; sys.modules['torch'] = None; from unmask.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "personalize", str(clip), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "views alone: learning needs torch: pip install 'unmask[train]'" in done.stderr
+    assert "from 16 faces, " in done.stdout
+    model = Person.load(path)
+    assert model.views
+    assert model.tensors == {}
 
 
 def test_without_memory_only_the_network_is_personal(photo: Path, portrait: Portrait, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files of data sets and of runs: written so that they appear whole, read so that damage is one line to the user."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -130,3 +131,9 @@ def _damage_said(path: Path) -> Iterator[None]:
     except ValueError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"'{path}' is damaged ({reason}); put it back as the run wrote it") from error
+
+
+def missing_packages() -> list[str]:
+    """What is not installed of what training needs."""
+    needed = ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
+    return [name for name in needed if importlib.util.find_spec(name) is None]

@@ -1,37 +1,29 @@
-"""Makes the inpainter a person's own: views of their bare face, and a small change of its weights."""
+"""Makes a personal model: views of somebody's bare face, and, from enough of them, a small change of the inpainter."""
 
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import torch
-from onnx import numpy_helper
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn import functional as F
+from safetensors.numpy import save
 
 from unmask.errors import UserError
-from unmask.models.engine import cpu_precision, weights_file
-from unmask.models.folding import fold_norms
-from unmask.models.inpainter import Inpainter
 from unmask.models.mediapipe import FaceDetector, FaceMesh
 from unmask.models.person import BASE_KEY, base_hash, views_to_tensors
 from unmask.models.seen import Seen, Views
-from unmask.train.config import Phase, Recipe, Split
 from unmask.train.data import PICTURE_SUFFIXES, CropWriter, FaceCrops, largest_face, read_rgb, writing_crops
-from unmask.train.files import ended_like_ctrl_c
-from unmask.train.inpainter import PaintTrainer
+from unmask.train.files import ended_like_ctrl_c, missing_packages
 from unmask.train.mask_judge import MaskJudge
 from unmask.train.video import VIDEO_SUFFIXES, spread_frames
 
+if TYPE_CHECKING:
+    from unmask.train.adapters import Learnt
+
 U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 Notice = Callable[[str], None]
 
@@ -41,109 +33,8 @@ MOST_FACES: Final = 240
 """From one video: more of the same minute teach nothing new."""
 FEWEST_FACES: Final = 8
 """From fewer nothing is learnt; their views are kept."""
-_RANK: Final = 16
 _HELD_OUT: Final = 8
 """One face in so many at the end of each source is kept to measure on."""
-
-
-class Adapted(nn.Module):
-    """A convolution whose weights change by the product of two narrow matrices, or, where that would be larger, freely
-    (low-rank adaptation, Hu et al. 2021, arXiv:2106.09685). It starts as the convolution that it is given.
-
-    Args:
-        conv: with a bias; is not trained.
-        rank: of the product.
-    """
-
-    def __init__(self, conv: nn.Conv2d, rank: int) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        self.conv = conv.requires_grad_(False)
-        out, inner = conv.weight.shape[0], conv.weight[0].numel()
-        self.bias = nn.Parameter(torch.zeros(out))
-        self.low_rank = rank * (out + inner) < out * inner
-        if self.low_rank:
-            self.down, self.up = (
-                nn.Parameter(torch.randn(rank, inner) / inner**0.5),
-                nn.Parameter(torch.zeros(out, rank)),
-            )
-        else:
-            self.delta = nn.Parameter(torch.zeros_like(conv.weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        assert conv.bias is not None
-        delta = (self.up @ self.down).view(conv.weight.shape) if self.low_rank else self.delta
-        weight, bias = conv.weight + delta, conv.bias + self.bias
-        padding = tuple(int(p) for p in conv.padding)
-        return F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)
-
-
-class PersonalInpainter(nn.Module):
-    """The inpainter that is in use, with an adapter at each convolution. Takes and gives what `Inpainter` does.
-
-    Args:
-        rank: of the adapters; the largest that keeps the file small, if it is not given.
-    """
-
-    def __init__(self, rank: int = _RANK) -> None:
-        super().__init__()
-        self.network = shipped_inpainter().requires_grad_(False)
-        while rank > 1 and 2 * sum(_adapter_sizes(self.network, rank)) > 0.95 * MOST_BYTES:
-            rank -= 1
-        _adapt(self.network, rank)
-
-    def train(self, mode: bool = True) -> "PersonalInpainter":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # its statistics are part of what ships
-        return self
-
-    def forward(self, rgb: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.network(rgb, mask)
-        return out
-
-    def change(self) -> dict[str, Tensor]:
-        """What the adapters learnt, as `unmask.models.person` describes it."""
-        adapters = [(name, m) for name, m in self.network.named_modules() if isinstance(m, Adapted)]
-        return {
-            f"{name}.{part}": value.detach().half().contiguous()
-            for name, adapter in adapters
-            for part, value in adapter.named_parameters()
-            if not part.startswith("conv.")
-        }
-
-
-def shipped_inpainter() -> Inpainter:
-    """The inpainter that is in use, batch normalisation folded in, with the weights of its ONNX file in float32."""
-    network = Inpainter().eval()
-    fold_norms(network)
-    model = onnx.load(str(weights_file("inpainter.onnx")))
-    known = {w.name.removeprefix("network."): numpy_helper.to_array(w) for w in model.graph.initializer}
-    wanted = network.state_dict()
-    missing = [name for name in wanted if name not in known and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(f"the inpainter in use is of another make: it has no {missing[0]}")
-    state = {name: torch.from_numpy(known[name].astype(np.float32)) for name in wanted if name in known}
-    network.load_state_dict(wanted | state)
-    return network
-
-
-def _convs(network: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d]]:
-    pairs = [(parent, name, child) for parent in network.modules() for name, child in parent.named_children()]
-    return [(parent, name, child) for parent, name, child in pairs if isinstance(child, nn.Conv2d)]
-
-
-def _adapter_sizes(network: nn.Module, rank: int) -> list[int]:
-    """Numbers that each adapter holds."""
-    shapes = [(c.weight.shape[0], c.weight[0].numel()) for _, _, c in _convs(network)]
-    return [min(rank * (out + inner), out * inner) + out for out, inner in shapes]
-
-
-def _adapt(network: nn.Module, rank: int) -> None:
-    for parent, name, conv in _convs(network):
-        setattr(parent, name, Adapted(conv, rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +68,7 @@ def personalize(
         out: file to write.
         steps: optimizer steps of four faces.
         progress: is told how many of how many steps are done.
-        notice: takes a line for each file that cannot be read.
+        notice: takes a line for each file that cannot be read, and one where nothing is learnt.
 
     Raises:
         UserError: no bare face is found.
@@ -186,13 +77,27 @@ def personalize(
     with ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="unmask-person-") as name:
         folder = Path(name)
         crops, masked = collect_faces(sources, folder, notice)
-        views, learnt = views_of(crops), _Learnt({}, 0, None)
-        if len(crops.names) >= FEWEST_FACES:
-            learnt = _learn(folder, steps, progress)
-        tensors = learnt.change | {n: torch.from_numpy(x) for n, x in views_to_tensors(views).items()}
+        views, learnt = views_of(crops), _learnt(crops, folder, steps, progress, notice)
+        change = learnt.change if learnt else {}
+        tensors = {**change, **views_to_tensors(views)}
         out.write_bytes(save(tensors, {BASE_KEY: base_hash()}))  # `save_file` makes files for their owner alone
-    faces, size = len(crops.names) - learnt.held_out, out.stat().st_size
-    return Personalized(faces, len(views.views), learnt.held_out, masked, learnt.psnr, size)
+    held_out = learnt.held_out if learnt else 0
+    faces, psnr = len(crops.names) - held_out, learnt.psnr if learnt else None
+    return Personalized(faces, len(views.views), held_out, masked, psnr, out.stat().st_size)
+
+
+def _learnt(crops: FaceCrops, folder: Path, steps: int, progress: Progress, notice: Notice) -> "Learnt | None":
+    """What the inpainter learnt from the crops of a folder; None, with a line that says why, where it did not."""
+    faces, missing = len(crops.names), missing_packages()
+    if faces < FEWEST_FACES:
+        notice(f"views alone: to learn from, {FEWEST_FACES} bare faces are needed, and {faces} found")
+        return None
+    if missing:
+        notice(f"views alone: learning needs {', '.join(missing)}: pip install 'unmask[train]'")
+        return None
+    from unmask.train.adapters import learn
+
+    return learn(folder, steps, progress)
 
 
 def views_of(crops: FaceCrops) -> Views:
@@ -201,42 +106,6 @@ def views_of(crops: FaceCrops) -> Views:
     for crop, points in zip(crops.crops[: len(crops.names)], crops.points, strict=True):
         views.add(Seen(np.ascontiguousarray(crop), points.astype(np.float32), -math.inf))
     return views
-
-
-class _Learnt(NamedTuple):
-    """The change of the weights, how many faces it was measured on, and PSNR before and after."""
-
-    change: dict[str, Tensor]
-    held_out: int
-    psnr: tuple[float, float] | None
-
-
-def _learn(folder: Path, steps: int, progress: Progress) -> _Learnt:
-    """Fine-tune the inpainter to the crops of a folder."""
-    trainer = PaintTrainer(_recipe(folder, steps), PersonalInpainter)
-    trainer.on_step, trainer.stopping = progress, ""  # the folder goes: no run could go on from there
-    before = trainer.validate(256)["validation_psnr"]
-    after = trainer.fit()["validation_psnr"]
-    model = trainer.averaged()
-    assert isinstance(model, PersonalInpainter)
-    return _Learnt(model.change(), len(trainer.validation), (before, after))
-
-
-def _recipe(folder: Path, steps: int) -> Recipe:
-    # L1 alone would blur the face: without "detail" its fine structure was a fortieth of the truth's, with it a third.
-    phase = Phase(steps=steps, size=256, batch=4, lr=2e-3, warm_up=0.05, losses={"l1": 1.0, "edge": 0.5, "detail": 0.5})
-    split = Split(by="file", file=str(folder / "held-out.txt"))
-    out = str(folder / "run")
-    return Recipe(
-        model="personal",
-        crops=str(folder),
-        out=out,
-        phases=(phase,),
-        split=split,
-        ema=0.95,
-        epoch=steps,
-        precision="bf16" if cpu_precision() == "bf16" else "fp32",
-    )
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The commands of the training ground: data, training, evaluation, export. Imported as lazily as those of `cli`."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +23,9 @@ _Json = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", hel
 
 
 def _need_training_packages() -> None:
-    missing = [
-        name
-        for name in ("torch", "safetensors", "onnx", "onnxscript", "mlflow", "kornia", "optuna")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
+    from unmask.train.files import missing_packages
+
+    if missing := missing_packages():
         raise UserError(f"training needs {', '.join(missing)}: pip install 'unmask[train]'")
 
 
@@ -546,7 +542,6 @@ def personalize(
     The file holds pictures of the face, which are shown in place of its mask. From 8 on, a minute of video say, the
     inpainter learns the face, too. Ctrl-C stops it; nothing is written then.
     """
-    _need_training_packages()
     from unmask.interrupts import STOPPED
     from unmask.stream.jobs import counted
     from unmask.stream.naming import whole_file
@@ -559,8 +554,7 @@ def personalize(
 
     try:
         with whole_file(output, overwrite=overwrite) as draft, counting("steps") as progress:
-            from unmask.train.personal import FEWEST_FACES  # slow, and of no use where the output is refused
-            from unmask.train.personal import personalize as fit
+            from unmask.train.personal import personalize as fit  # slow, and of no use where the output is refused
 
             done = fit(sources, draft.path, steps, progress, say)
             draft.keep_as(output, overwrite=overwrite)
@@ -572,7 +566,7 @@ def personalize(
         f"{output}: {done.size / 1e6:.2f} MB from {counted(done.faces, 'face')}{masked}, {counted(done.views, 'view')}"
     )
     if done.psnr is None:
-        print(f"{told}; {FEWEST_FACES} faces or a video are needed to learn from, too")
+        print(told)
         return
     before, after = done.psnr
     print(f"{told}; PSNR in the mask on {done.held_out} others {before:.2f} dB before, {after:.2f} dB after")
