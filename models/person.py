@@ -77,9 +77,9 @@ class Person:
             raise UserError(f"cannot read '{path}' as a personal model; make one with: unmask personalize") from error
         if base is None:
             raise UserError(f"'{path}' is no personal model; make one with: unmask personalize")
-        if base != base_hash():
-            raise UserError(f"'{path}' was made for another inpainter than the one in use; make it again")
         changes = {name: x.astype(np.float32) for name, x in tensors.items() if not name.startswith(_VIEWS)}
+        if changes and base != base_hash():
+            raise UserError(f"'{path}' was made for another inpainter than the one in use; make it again")
         return cls(changes, _read_views(tensors, path))
 
     @cached_property

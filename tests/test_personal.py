@@ -289,6 +289,12 @@ def test_without_memory_only_the_network_is_personal(photo: Path, portrait: Port
     assert counts == {"--memory": (16, 16), "--no-memory": (16, 0)}
 
 
+def test_views_alone_go_with_any_inpainter(photo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file(load_file(photo), other, {BASE_KEY: "0" * 64})
+    assert Person.load(other).views
+
+
 def test_views_survive_the_file(person: Path, photo: Path, portrait: Portrait) -> None:
     for path in (person, photo):
         for view in Person.load(path).views.views.values():
