@@ -2,13 +2,14 @@
 
 A network paints somebody's mouth; a face that was bare before its mask came is known, and is shown: its nearest view,
 turned as the head has turned, in its present light. Where the head looks elsewhere than in any view, what is painted
-shows instead. A face that was not seen bare may be that of a personal model, which holds views of another day. Where a
+shows instead. A face that was not seen bare may be that of somebody who was, before a cut or before they left the
+picture, or that of a personal model, which holds views of another day. Where a
 mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown for some seconds, and
 the network paints around them. Landmarks slip up with such a mask, and are put right before.
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -89,6 +90,14 @@ is, so doubt takes time: hands and hair come before eyes, too."""
 _LIKE_ANOTHER_DAY: Final = (0.5, 0.3)
 """The same of eyes and brows, for views of another day: of one photo to another of the same person they have 0.69 at
 the median, and 0.39 and more in nine of ten; 0.4 at the median for somebody else."""
+_KNOWN: Final = -1
+"""The number of those views. Those of people who are gone have numbers from 0 on."""
+_SAME: Final = (0.92, 0.85)
+_OFTEN: Final = 5
+"""Likeness of the same kind from which on a face is taken for somebody who was seen bare in another scene, or before
+they left the picture: at once, and if they were compared so often. None of 470 pairs of other people had the second."""
+_MOST_GONE: Final = 8
+"""People who are gone that are remembered, the last ones."""
 _LIKER: Final = 0.1
 """By how much somebody else must be more like it to be taken for the person of those views instead."""
 _SHOWN: Final = (0.35, 0.5)
@@ -122,7 +131,7 @@ class _Showing:
         seconds: the time of the frame.
         step: how much may change since the one before, 0..1.
         likeness: of the person to what is shown, over the last second or so.
-        begun: whether a share has been shown; the first one is shown at once.
+        begun: whether what is painted has been shown, or a share of the view; before that it is shown at once.
     """
 
     view: Seen | None = None
@@ -223,6 +232,33 @@ class _Followed:
 
 
 @dataclass(slots=True)
+class _Likeness:
+    """How like a face is to views of another day or scene.
+
+    Attributes:
+        mean: over the last second or so, -1..1; -1 before that is known.
+        count: how often both were compared.
+        seconds: when they were last.
+    """
+
+    mean: float = -1.0
+    count: int = 0
+    seconds: float = -math.inf
+
+    def compare(self, face: Face, views: Views, seconds: float) -> None:
+        """Compare them, if that was not done just before, eyes and brows are free, and it looks that way."""
+        if abs(seconds - self.seconds) < _EVERY_SECONDS:
+            return
+        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
+        view, angle = views.nearest(direction(points))
+        if angle > _DEGREES[1] or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) > _BLIND[0]:
+            return
+        likeness = eyes_likeness(view, face.pictures.crop, _trusted(face), points)
+        share = min(1.0, abs(seconds - self.seconds) / _DOUBT_SECONDS) if self.count else 1.0
+        self.mean, self.count, self.seconds = self.mean + share * (likeness - self.mean), self.count + 1, seconds
+
+
+@dataclass(slots=True)
 class _Person:
     """What is remembered of a track.
 
@@ -238,8 +274,8 @@ class _Person:
         masked_until: when one was seen last; None before the first.
         followed: its landmarks while a mask hides eyes.
         showing: what is shown in place of the mask.
-        resembles: how like it is to the views of another day, over the last second or so; -1 before that is known.
-        compared_at: when that was looked at last, s.
+        recalled: views of somebody from another scene for whom this person is taken.
+        likeness: to views of another day or scene, by their number.
     """
 
     who: Who = (-1, 0)
@@ -253,19 +289,14 @@ class _Person:
     masked_until: float | None = None
     followed: _Followed = field(default_factory=_Followed)
     showing: _Showing = field(default_factory=_Showing)
-    resembles: float = -1.0
-    compared_at: float = -math.inf
+    recalled: Views = field(default_factory=Views)
+    likeness: defaultdict[int, _Likeness] = field(default_factory=lambda: defaultdict(_Likeness))
 
-    def compare(self, face: Face, views: Views, seconds: float) -> None:
-        """Note how like a face is to views of another day, where its eyes and brows are free and it looks that way."""
-        points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
-        view, angle = views.nearest(direction(points))
-        if angle > _DEGREES[1] or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) > _BLIND[0]:
-            return
-        likeness = eyes_likeness(view, face.pictures.crop, _trusted(face), points)
-        share = min(1.0, abs(seconds - self.compared_at) / _DOUBT_SECONDS)
-        self.resembles += (share if self.resembles > -1.0 else 1.0) * (likeness - self.resembles)
-        self.compared_at = seconds
+    def is_certainly(self, number: int) -> float:
+        """How like somebody who is gone the person is, if they can be taken for them; else -1."""
+        like = self.likeness[number]
+        same = like.mean > _SAME[like.count >= _OFTEN] and not (self.views or self.recalled)
+        return like.mean if same else -1.0
 
 
 class FaceMemory:
@@ -295,6 +326,8 @@ class FaceMemory:
         self._later, self._known, self._keep = later if later is not None else {}, known or Views(), keep
         self._people: dict[int, _Person] = {}
         self._known_track = -1
+        self._gone: dict[int, Views] = {}
+        self._ever_gone = 0
         self._begun: Counter[int] = Counter()
         self.too_late = 0
 
@@ -323,25 +356,32 @@ class FaceMemory:
                 _remember_bare(person, seen)
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
-        if self._known:
-            self._recognise(faces, seconds)
+        self._recognise(faces, seconds)
 
     def _recognise(self, faces: Sequence[Face], seconds: float) -> None:
-        """Find out which of the faces is most like the views of another day: one person is seen once in a frame."""
+        """Find out who may be the one of another day, and who was there before: one person is seen once in a frame."""
         for face in faces:
             person = self._people[face.track_id]
-            if not face.still and abs(seconds - person.compared_at) >= _EVERY_SECONDS:
-                person.compare(face, self._known, seconds)
-        best = max(self._people, key=lambda track: self._people[track].resembles, default=-1)
+            if self._known and not face.still:
+                person.likeness[_KNOWN].compare(face, self._known, seconds)
+            if person.views or person.recalled or face.still or face.score < _CERTAIN:
+                continue
+            for number, views in self._gone.items():
+                person.likeness[number].compare(face, views, seconds)
+        best = max(self._people, key=lambda track: self._people[track].likeness[_KNOWN].mean, default=-1)
         held = self._people.get(self._known_track)
-        if held is None or held.resembles + _LIKER < self._people[best].resembles:
+        if held is None or held.likeness[_KNOWN].mean + _LIKER < self._people[best].likeness[_KNOWN].mean:
             self._known_track = best
+        for number in list(self._gone):
+            person = max(self._people.values(), key=lambda person: person.is_certainly(number), default=_Person())
+            if person.is_certainly(number) > 0.0:
+                person.recalled, person.showing.begun = self._gone.pop(number), person.likeness[number].count > 1
 
     def _is_known(self, track_id: int) -> float:
         """How far a face can be taken for that of the views of another day, 0..1."""
         if track_id != self._known_track:
             return 0.0
-        return _share(self._people[track_id].resembles, *_LIKE_ANOTHER_DAY)
+        return _share(self._people[track_id].likeness[_KNOWN].mean, *_LIKE_ANOTHER_DAY)
 
     def _begin(self, track_id: int) -> _Person:
         who = (track_id, self._begun[track_id])
@@ -350,6 +390,12 @@ class FaceMemory:
 
     def _end(self, track_id: int) -> None:
         person = self._people.pop(track_id)
+        if person.bare or person.recalled:
+            seen = person.views.views if person.bare else {}
+            self._gone[self._ever_gone] = Views({**person.recalled.views, **seen})
+            self._ever_gone += 1
+            if len(self._gone) > _MOST_GONE:
+                self._gone.pop(next(iter(self._gone)))
         if person.bare and person.unknown:
             self._keep(person.who, person.views)
 
@@ -368,7 +414,7 @@ class FaceMemory:
             self.too_late += person.unknown
 
     def forget(self) -> None:
-        """Forget everything, as after a cut."""
+        """Forget where everybody is, as after a cut. Who was seen bare may be recognised."""
         for track in list(self._people):
             self._end(track)
 
@@ -419,15 +465,16 @@ class FaceMemory:
         has turned away from how it was seen, and, where its landmarks are guesses, the more of the eyes its mask
         covers. Returns how much of it is shown, 0..1."""
         person = self._people.get(face.track_id, _Person())
-        another_day, views = not person.views, person.views or self._known
+        another_day, views = not person.views, person.views or person.recalled or self._known
         if not views:
             return 0.0
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         angle = person.showing.turn_to(views, direction(points), seconds)
         wanted = _share(angle, *_DEGREES)
-        if another_day:
+        if another_day and not person.recalled:
             wanted *= self._is_known(face.track_id)
         if wanted == person.showing.share == 0.0:
+            person.showing.begun = True
             return 0.0
         area = hull(points, CROP_SIZE)
         near = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)

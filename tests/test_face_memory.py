@@ -312,7 +312,9 @@ def test_no_face_is_shown_that_was_not_seen_bare(portrait: Portrait, why: str) -
     if why == "another face":
         face = replace(face, track_id=face.track_id + 1)
     if why == "it jumped":
-        memory.look([replace(face, reset=True)], 10.05)
+        face = replace(face, reset=True)
+        face.pictures.crop[:] = upside_down(crop)  # to somebody else
+        memory.look([face], 10.05)
     painted = other.copy()
     assert memory.show_bare(face, shown, painted, 10.1) == 0.0
     np.testing.assert_array_equal(painted, other)
@@ -650,3 +652,91 @@ def test_a_view_of_another_day_is_shown_or_not_but_not_half(portrait: Portrait) 
         ends.append(share)
     assert set(ends) == {0.0, 1.0}
     assert ends == sorted(ends, reverse=True)
+
+
+def noisy(crop: U8, share: float) -> U8:
+    """The same face, less and less like itself."""
+    noise = np.random.default_rng(3).integers(0, 255, crop.shape).astype(np.uint8)
+    return cv2.addWeighted(crop, 1.0 - share, cv2.blur(noise, (3, 3)), share, 0).astype(np.uint8)
+
+
+def shares_after_a_cut(memory: FaceMemory, faces: list[Face], shown: Shown, seconds: float) -> list[list[float]]:
+    """How much of their views is shown of faces that were there before a cut, in the frames of some time."""
+    memory.forget()
+    return later_shares(memory, faces, shown, np.arange(20.0, 20.0 + seconds, 0.04).tolist())
+
+
+def later_shares(memory: FaceMemory, faces: list[Face], shown: Shown, times: list[float]) -> list[list[float]]:
+    shares = []
+    for at in times:
+        memory.look(faces, at)
+        shares.append([memory.show_bare(face, shown, another_face(shown.rgb), at) for face in faces])
+    return shares
+
+
+@pytest.mark.parametrize("gone", ["cut", "left"])
+def test_who_was_seen_bare_is_recognised_in_another_scene(portrait: Portrait, gone: str) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    again = replace(face, track_id=face.track_id + 7)
+    if gone == "cut":
+        memory.forget()
+    else:
+        memory.look([], 15.0)
+    memory.look([again], 20.0)
+    painted, other, mouth = another_face(crop), another_face(crop), mouth_of(face)
+    assert memory.show_bare(again, shown, painted, 20.0) == 1.0, "in the first frame: nothing flickers"
+    assert abs(painted[mouth].mean() - other[mouth].mean()) < 3, "the light may be another"
+    lips = [cv2.cvtColor(x[mouth], cv2.COLOR_RGB2GRAY).ravel() for x in (painted, crop)]
+    assert np.corrcoef(*lips)[0, 1] > 0.95
+    np.testing.assert_array_equal(painted[shown.hidden == 0], other[shown.hidden == 0])
+
+
+def test_who_is_less_alike_is_looked_at_longer_and_comes_slowly(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    face.pictures.crop[:] = noisy(crop, 0.7)
+    shares = [share for (share,) in shares_after_a_cut(memory, [face], shown, 2.0)]
+    assert shares[0] == 0.0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert max(np.diff(shares)) < 0.2, "painted faces do not jump to another"
+
+
+@pytest.mark.parametrize("why", ["others' eyes", "hardly alike", "eyes covered", "never certain"])
+def test_who_may_be_somebody_else_is_not_recognised(portrait: Portrait, why: str) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    put_on(memory, face, crop)
+    shown = behind_a_mask(face, crop, EYES.start if why == "eyes covered" else BELOW)
+    face.score = 0.8 if why == "never certain" else 1.0
+    face.pictures.crop[:] = {"others' eyes": upside_down(crop), "hardly alike": noisy(crop, 0.8)}.get(why, crop)
+    assert shares_after_a_cut(memory, [face], shown, 3.0)[-1] == [0.0]
+
+
+def test_two_faces_are_not_recognised_as_one(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    twin = replace(bare_face(portrait), track_id=face.track_id + 1)
+    behind_a_mask(twin, crop, BELOW)
+    twin.pictures.crop[:] = noisy(crop, 0.05)
+    assert shares_after_a_cut(memory, [twin, face], shown, 3.0)[-1] == [0.0, 1.0]
+
+
+def test_who_is_gone_for_longer_than_many_others_is_forgotten(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    memory.forget()
+    for number in range(8):
+        stranger = replace(bare_face(portrait), track_id=10 + number)
+        noise = np.random.default_rng(number).integers(0, 255, (CROP_SIZE // 4, CROP_SIZE // 4, 3))
+        stranger.pictures.crop[:] = cv2.resize(noise.astype(np.uint8), (CROP_SIZE, CROP_SIZE))
+        for seconds in np.arange(12.0, 13.0, 0.04):
+            memory.look([stranger], float(seconds))
+        memory.look([stranger], 13.0)
+        memory.forget()
+    assert shares_after_a_cut(memory, [face], shown, 3.0)[-1] == [0.0]
