@@ -1,6 +1,6 @@
 """What it is worth that a face is seen bare before its mask comes, or after it, on real videos of bare faces.
 
-    python benchmarks/memory.py VIDEO... --instruments DIR [--later] [--bare 25] [--frames 200] [--sheet FILE.png]
+    python benchmarks/memory.py VIDEO... --instruments DIR [--later | --away] [--bare 25] [--frames 200] [--sheet FILE]
 
 Protocol: each video goes through the pipeline's stages as 25 frames per second; the largest face is bare in its first
 frames and then wears a drawn surgical mask that follows its landmarks (as in `steadiness.py`). It is unmasked twice:
@@ -10,6 +10,8 @@ embeddings; see unmask.train.instruments) of the face, enlarged or shrunk to 256
 
 With `--later` it wears the mask first and is bare in the last frames, and "as seen" goes through it twice
 (`--look-ahead`); every sixth frame but those of the last three seconds with the mask counts.
+
+With `--away` there is an empty picture for a second and a half after the bare face: it has to be recognised.
 """
 
 import argparse
@@ -33,6 +35,7 @@ U8 = npt.NDArray[np.uint8]
 
 AFTER: Final = 75
 EVERY: Final = 6
+AWAY: Final = 38
 SIDE: Final = 256
 
 
@@ -46,12 +49,13 @@ def face_of(rgb: U8, mask: Bools) -> U8:
 
 
 def measure(
-    video: Path, bare: int, count: int, instruments: Instruments, *, later: bool
+    video: Path, bare: int, count: int, instruments: Instruments, *, later: bool, away: bool
 ) -> tuple[dict[str, dict[str, float]], list[list[U8]]]:
     """All figures of one video, and a row of pictures for the truth and each case."""
     seen = list(moments(video, count))
     without = range(len(seen) - bare, len(seen)) if later else range(bare)
     pictures = [m.truth if number in without else m.masked for number, m in enumerate(seen)]
+    pictures[bare:bare] = [np.full_like(pictures[0], 128)] * (AWAY * away)
     chosen = range(0, without.start - AFTER, EVERY) if later else range(bare + AFTER, len(seen), EVERY)
     rows = [[face_of(seen[number].truth, seen[number].mask) for number in chosen[::3]]]
     figures = {}
@@ -61,6 +65,7 @@ def measure(
             if views is not None:
                 through(pictures, (Track(max_faces=1), Segment(), Remember(views)))
             results = unmask(pictures, Track(max_faces=1), Smooth(), memory=memory, later=str(views or ""))
+        del results[bare : bare + AWAY * away]
         values: dict[str, list[float]] = {"PSNR in the mask": [], "LPIPS": [], "identity": []}
         for number in chosen:
             truth, mask = seen[number].truth, seen[number].mask
@@ -78,14 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, nargs="+")
     parser.add_argument("--instruments", type=Path, required=True, help="folder with loaders.py")
-    parser.add_argument("--later", action="store_true", help="the mask first")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--later", action="store_true", help="the mask first")
+    order.add_argument("--away", action="store_true", help="nobody in between")
     parser.add_argument("--bare", type=int, default=25, help="frames without the mask")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--sheet", type=Path, help="write the truth, what is painted and what was seen")
     arguments = parser.parse_args()
     instruments, sheet = Instruments(arguments.instruments), []
     for video in arguments.videos:
-        figures, rows = measure(video, arguments.bare, arguments.frames, instruments, later=arguments.later)
+        figures, rows = measure(
+            video, arguments.bare, arguments.frames, instruments, later=arguments.later, away=arguments.away
+        )
         sheet += rows
         for name, values in figures.items():
             print(f"{video.name:32} {name:8} ", "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
