@@ -32,7 +32,7 @@ from unmask.models.engine import (
     read_network,
     weights_file,
 )
-from unmask.models.geometry import CROP_SIZE
+from unmask.models.geometry import ANCHOR_POINTS, CROP_SIZE
 from unmask.models.seen import Seen, Views
 from unmask.models.vino import openvino
 
@@ -40,6 +40,10 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 _VIEWS: Final = "views."
 _WEBP_QUALITY: Final = 92
+_FARTHEST_PX: Final = 10 * CROP_SIZE
+"""From the corner of the crop: no landmark lies there."""
+_FLATTEST_PX: Final = 1.0
+"""How far landmarks lie from a line, at least: from less it cannot be told where a head looks."""
 
 BASE_KEY: Final = "inpainter"
 """In the file's metadata: `base_hash` of the inpainter that it was made for."""
@@ -67,20 +71,13 @@ class Person:
         """Read a personal model.
 
         Raises:
-            UserError: the file cannot be read, is none, or was made for another inpainter.
+            UserError: the file cannot be read, is none or damaged, or was made for another inpainter.
         """
-        try:
-            with safe_open(path, framework="numpy") as file:
-                base = (file.metadata() or {}).get(BASE_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read '{path}' as a personal model; make one with: unmask personalize") from error
-        if base is None:
-            raise UserError(f"'{path}' is no personal model; make one with: unmask personalize")
-        changes = {name: x.astype(np.float32) for name, x in tensors.items() if not name.startswith(_VIEWS)}
-        if changes and base != base_hash():
-            raise UserError(f"'{path}' was made for another inpainter than the one in use; make it again")
-        return cls(changes, _read_views(tensors, path))
+        tensors = _read(path)
+        changes = {name: x for name, x in tensors.items() if not name.startswith(_VIEWS)}
+        if not _fits_inpainter(changes):
+            raise _damaged(path)
+        return cls({name: x.astype(np.float32) for name, x in changes.items()}, _read_views(tensors, path))
 
     @cached_property
     def changes(self) -> dict[str, F32]:
@@ -97,6 +94,51 @@ class Person:
         return found
 
 
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """What a file holds, by name. Raises UserError where it is no personal model, or not one for this inpainter."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            base = (file.metadata() or {}).get(BASE_KEY)
+            names = list(file.keys())
+            if base is None:
+                raise UserError(f"'{path}' is no personal model; make one with: unmask personalize")
+            if not all(name.startswith(_VIEWS) for name in names) and base != base_hash():
+                raise UserError(f"'{path}' was made for another inpainter than the one in use; make it again")
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{path}' as a personal model; make one with: unmask personalize") from error
+    except (AttributeError, TypeError, ValueError) as error:  # of a kind of number that NumPy does not have
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"'{path}' is damaged; make it again with: unmask personalize")
+
+
+def _fits_inpainter(tensors: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether each is what `Person` says of some convolution of the inpainter, and all are numbers."""
+    if not tensors:
+        return True
+    with safe_open(weights_file("inpainter.safetensors"), framework="numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name, value in tensors.items():
+        conv, _, part = name.rpartition(".")
+        weight = shapes.get(f"{conv}.weight", ())
+        if len(weight) != 4:
+            return False
+        out, rank = weight[0], _rank(tensors, conv)
+        wanted = {"bias": (out,), "delta": weight, "up": (out, rank), "down": (rank, math.prod(weight[1:]))}
+        if value.dtype.kind != "f" or value.shape != wanted.get(part) or not np.isfinite(value).all():
+            return False
+    return True
+
+
+def _rank(tensors: Mapping[str, npt.NDArray[Any]], conv: str) -> int | None:
+    """Columns of NAME.up where there is a NAME.down to multiply it with."""
+    up, down = tensors.get(f"{conv}.up"), tensors.get(f"{conv}.down")
+    return None if up is None or down is None or up.ndim != 2 else up.shape[1]
+
+
 def views_to_tensors(views: Views) -> dict[str, U8 | F32]:
     """What a file holds of views, by name."""
     tensors: dict[str, U8 | F32] = {}
@@ -109,11 +151,11 @@ def views_to_tensors(views: Views) -> dict[str, U8 | F32]:
 
 def _read_views(tensors: Mapping[str, npt.NDArray[Any]], path: Path) -> Views:
     """The other way round, as seen long ago. Raises UserError where they are none."""
-    views = Views()
-    for name in sorted(name for name in tensors if name.startswith(_VIEWS) and name.endswith(".picture")):
-        picture, points = _decoded(tensors[name]), tensors.get(name.replace(".picture", ".points"), np.empty(0))
-        if picture is None or points.shape != (468, 3) or not np.isfinite(points).all():
-            raise UserError(f"'{path}' is damaged; make it again with: unmask personalize")
+    views, nothing = Views(), np.empty(0)
+    for view in sorted({name.rpartition(".")[0] for name in tensors if name.startswith(_VIEWS)}):
+        picture, points = _decoded(tensors.get(f"{view}.picture", nothing)), tensors.get(f"{view}.points", nothing)
+        if picture is None or not _are_landmarks(points):
+            raise _damaged(path)
         views.add(Seen(picture, points.astype(np.float32), -math.inf))
     return views
 
@@ -122,10 +164,22 @@ def _decoded(picture: npt.NDArray[Any]) -> U8 | None:
     """A canonical crop, of its file; None where it is none."""
     if picture.dtype != np.uint8 or not picture.size:
         return None
-    bgr = cv2.imdecode(picture.ravel(), cv2.IMREAD_COLOR)
+    try:
+        bgr = cv2.imdecode(picture.ravel(), cv2.IMREAD_COLOR)
+    except cv2.error:  # what claims to be larger than OpenCV takes
+        return None
     if bgr is None or bgr.shape != (CROP_SIZE, CROP_SIZE, 3):
         return None
     return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
+
+
+def _are_landmarks(points: npt.NDArray[Any]) -> bool:
+    """Whether these can be landmarks of a face in its canonical crop."""
+    if points.dtype.kind != "f" or points.shape != (468, 3) or not (np.abs(points) <= _FARTHEST_PX).all():
+        return False  # NaN is not within, either
+    placing = points[ANCHOR_POINTS, :2].astype(np.float64)
+    spread = np.linalg.svd(placing - placing.mean(axis=0), compute_uv=False)
+    return bool(spread[-1] > _FLATTEST_PX * len(placing) ** 0.5)
 
 
 class PersonalOpenVinoEngine(OpenVinoEngine):

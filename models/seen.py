@@ -28,6 +28,10 @@ _FEATURE_QUALITY: Final = 0.005
 _FEATURES_APART_PX: Final = 4
 _MOUTH: Final = (13, 14)
 _MOUTH_CORNERS: Final = (61, 291)
+_EYES: Final = ((159, 145, 33, 133), (386, 374, 362, 263))
+"""Of each eye both lids and both corners."""
+_BLINKING: Final = 0.75
+"""Eyes that are open less than that, compared with another view of the direction, are closed or half closed."""
 _CELL_DEGREES: Final = 8.0
 _MOST: Final = 12
 """Views that are remembered of a face."""
@@ -58,6 +62,13 @@ class Seen:
         return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(left - right)), 1.0))
 
     @cached_property
+    def eyes(self) -> float:
+        """How far the eyes are open, over their width."""
+        upper, lower, left, right = self.points[np.array(_EYES).T, :2]
+        width = np.maximum(np.linalg.norm(left - right, axis=1), 1.0)
+        return float((np.linalg.norm(upper - lower, axis=1) / width).mean())
+
+    @cached_property
     def features(self) -> F32:
         """(N, 1, 2) float32: corners in the forehead, along the hair, in brows and eyes, px of the crop."""
         grey, where = cv2.cvtColor(self.crop, cv2.COLOR_RGB2GRAY), above(self.points)
@@ -83,8 +94,8 @@ def degrees_between(one: F64, other: F64) -> float:
 
 @dataclass(slots=True)
 class Views:
-    """One view of a face for each direction that it has looked in, with its mouth as far closed as it was there: lips
-    that are shown do not move."""
+    """One view of a face for each direction that it has looked in, with its mouth as far closed as it was there, as
+    lips that are shown do not move, and with open eyes, by which it may be recognised."""
 
     views: dict[tuple[int, int], Seen] = field(default_factory=dict)
 
@@ -94,7 +105,9 @@ class Views:
         cell = (round(float(x)), round(float(y)))
         known = self.views.pop(cell, view)
         older = view.seconds - known.seconds > _OLD_SECONDS
-        better = view.opening < known.opening and view.sharpness > _BLURRED * known.sharpness
+        awake, asleep = known.eyes < _BLINKING * view.eyes, view.eyes < _BLINKING * known.eyes
+        better = awake or (view.opening < known.opening and not asleep)
+        better = better and view.sharpness > _BLURRED * known.sharpness
         self.views[cell] = view if older or better else known
         if len(self.views) > _MOST:
             self.views.pop(next(iter(self.views)))

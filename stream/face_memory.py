@@ -80,6 +80,8 @@ _PUT_ON_SECONDS: Final = 3.0
 """How long a mask is being put on."""
 _DEGREES: Final = (14.0, 34.0)
 """A head may look elsewhere than in a view by so much, and by so much until nothing of the view is shown."""
+_DEGREES_ANOTHER_DAY: Final = (10.0, 26.0)
+"""The same for views of another day, which fit less well, whoever it is."""
 _NEARER_DEGREES: Final = 4.0
 """Another view is shown once it is nearer by that much."""
 _CHANGE_SECONDS: Final = 0.6
@@ -110,7 +112,9 @@ _ALIKE: Final = (40.0, 55.0)
 """Mean difference (of 255) of a view to what is painted, the same way (28 at most in a clip of four people): a mask
 that was missed for some frames must not be shown as the bare face."""
 _BESIDE_PX: Final = 10
-"""How far beside its landmarks a face is shown as it was."""
+_INSIDE_PX: Final = 6
+"""How far beside its landmarks a face is shown as it was; and how far within them where that was another day or scene,
+whose hair and background lie beside it."""
 _SIDE_PX: Final = 25
 _HAIR: Final = (45.0, 80.0)
 """At the sides of a face hair may have hung that has moved since: within so many px from its outline a view gives way
@@ -164,11 +168,10 @@ class _Showing:
         if likeness is not None:
             self.likeness += min(1.0, self.step * _CHANGE_SECONDS / _DOUBT_SECONDS) * (likeness - self.likeness)
 
-    def come_near(self, wanted: float) -> float:
-        """The share, as near to the wanted one as the time since the frame before allows."""
+    def come_near(self, wanted: float) -> None:
+        """Bring the share as near to the wanted one as the time since the frame before allows."""
         step = self.step if self.begun else 1.0
         self.begun, self.share = True, self.share + float(np.clip(wanted - self.share, -step, step))
-        return self.share
 
     def picture(self, rgb: U8, known: U8, points: F32, wanted: U8) -> Then:
         """What is to be shown; arguments as of `as_now`."""
@@ -251,7 +254,10 @@ class _Likeness:
             return
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         view, angle = views.nearest(direction(points))
-        if angle > _DEGREES[1] or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) > _BLIND[0]:
+        if (
+            angle > _DEGREES_ANOTHER_DAY[1]
+            or max(_covered(face.pictures.mask, zone) for zone in _zones(points)) > _BLIND[0]
+        ):
             return
         likeness = eyes_likeness(view, face.pictures.crop, _trusted(face), points)
         share = min(1.0, abs(seconds - self.seconds) / _DOUBT_SECONDS) if self.count else 1.0
@@ -314,6 +320,7 @@ class FaceMemory:
 
     Attributes:
         too_late: how many masks were seen on faces that were not seen bare before, and were afterwards.
+        known_shown: how many faces were shown with `known` views.
     """
 
     def __init__(
@@ -329,7 +336,7 @@ class FaceMemory:
         self._gone: dict[int, Views] = {}
         self._ever_gone = 0
         self._begun: Counter[int] = Counter()
-        self.too_late = 0
+        self.too_late = self.known_shown = 0
 
     def look(self, faces: Sequence[Face], seconds: float) -> None:
         """Remember what can be seen of faces, and forget those of tracks that have ended.
@@ -470,14 +477,18 @@ class FaceMemory:
             return 0.0
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         angle = person.showing.turn_to(views, direction(points), seconds)
-        wanted = _share(angle, *_DEGREES)
-        if another_day and not person.recalled:
+        known = another_day and not person.recalled
+        wanted = _share(angle, *(_DEGREES_ANOTHER_DAY if known else _DEGREES))
+        if known:
             wanted *= self._is_known(face.track_id)
         if wanted == person.showing.share == 0.0:
             person.showing.begun = True
             return 0.0
         area = hull(points, CROP_SIZE)
-        near = cv2.bitwise_and(cv2.dilate(area, disc(_BESIDE_PX)), face.pictures.hidden)
+        if another_day:
+            area = np.asarray(cv2.erode(area, disc(_INSIDE_PX)), np.uint8)
+        beside = area if another_day else cv2.dilate(area, disc(_BESIDE_PX))
+        near = cv2.bitwise_and(beside, face.pictures.hidden)
         recent = _recency(person, seconds)
         inside = face.pictures.hidden if recent else near
         bare, likeness = person.showing.picture(shown.rgb, _trusted(face), points, inside)
@@ -491,11 +502,12 @@ class FaceMemory:
         other = float(difference[near > 0].mean()) if near.any() else 0.0
         person.showing.meet(likeness if blind < _BLIND[0] else None)
         wanted *= _share(other, *_ALIKE)
-        if another_day:
-            wanted = float(wanted > _SHOWN[person.showing.share < 0.5])
+        if known:
+            person.showing.share = float(wanted > _SHOWN[person.showing.share < 0.5])
+            self.known_shown += person.showing.share > 0
         else:
-            wanted *= _share(person.showing.likeness, *_LIKE)
-        share = person.showing.come_near(wanted) * _share(blind, *_BLIND)  # at once: the face would lie beside itself
+            person.showing.come_near(wanted * _share(person.showing.likeness, *_LIKE))
+        share = person.showing.share * _share(blind, *_BLIND)  # at once: the face would lie beside itself
         believed = np.where(near > 0, np.maximum(_fade(area, _SIDE_PX), _fitting(difference)), 0.0)
         weight = share * _fade(inside, _EDGE_PX) * np.maximum(believed, np.float32(recent))
         before[:] = cv2.convertScaleAbs(before + weight[..., None] * (bare.astype(np.float32) - before))

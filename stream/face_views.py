@@ -26,6 +26,10 @@ _SHADE: Final = 40.0
 _BROAD_PX: Final = 14.0
 """Of a face of another day, what is broader (standard deviation) is light and colour, what is narrower its shape."""
 _COARSER: Final = 4
+_OUTLIER: Final = (25.0, 2.0)
+_OUTLIER_PX: Final = 9
+"""Hair, background and beards are no light: what differs by more than that (mean of 9x9 px, of 255), and by more than
+twice as much as most of it."""
 _FEWEST: Final = 150
 """Px of the crop at half size by which a likeness can be told."""
 _COARSE_PX: Final = 33
@@ -181,16 +185,27 @@ def in_light_of(painted: U8, face: U8, where: U8) -> U8:
     height, width = where.shape
     size = max(1, width // _COARSER), max(1, height // _COARSER)
     difference = cv2.subtract(painted, face, dtype=cv2.CV_32F)
-    difference[where == 0] = 0.0
-    share = cv2.resize(where, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    light = _is_light(difference, where > 0)
     coarse, weight = (
-        cv2.GaussianBlur(x, (0, 0), _BROAD_PX / _COARSER, borderType=cv2.BORDER_CONSTANT)
-        for x in (cv2.resize(difference, size, interpolation=cv2.INTER_AREA), share)
+        cv2.GaussianBlur(
+            cv2.resize(x, size, interpolation=cv2.INTER_AREA),
+            (0, 0),
+            _BROAD_PX / _COARSER,
+            borderType=cv2.BORDER_CONSTANT,
+        )
+        for x in (difference * light[..., None], light)
     )
     change = cv2.resize(coarse / (weight[..., None] + 1e-3), (width, height), interpolation=cv2.INTER_LINEAR)
     lit = face.copy()
     lit[where > 0] = np.clip(np.rint(face + change), 0, 255).astype(np.uint8)[where > 0]
     return lit
+
+
+def _is_light(difference: F32, where: npt.NDArray[np.bool_]) -> F32:
+    """(H, W) float32: 1 where a difference (H, W, 3) may be one of light, within an area (H, W) bool, else 0."""
+    around = np.abs(cv2.blur(difference, 2 * (_OUTLIER_PX,))).mean(axis=2)
+    usual = float(np.median(np.abs(difference[where]).mean(axis=1))) if where.any() else 0.0
+    return np.asarray(where & (around < max(_OUTLIER[0], _OUTLIER[1] * usual)), np.float32)
 
 
 def _looked_up(rgb: U8, at: F32, how: int) -> U8:

@@ -1,7 +1,7 @@
 """Jobs: one video or one picture from its input file to its output file, and the report of what was done."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -109,13 +109,15 @@ class VideoDone:
 
     def summary(self) -> str:
         """One line for the user."""
-        late = self.details.get("inpaint", {}).get("too_late", 0)
+        inpaint = self.details.get("inpaint", {})
+        late, unlike = inpaint.get("too_late", 0), told_unlike(inpaint, self.masks_removed)
         return (
             f"{self.input} -> {self.output}: {counted(self.frames, 'frame')} at {self.fps:.1f} fps, "
             f"{counted(self.faces, 'face')}, {counted(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}"
             f"{told_left(self.masks_left)}, "
             f"{self.encoder}, {self.engine}"
             + (f"; {late} on faces that are bare later: --look-ahead shows those as they are then" if late else "")
+            + (f"; {unlike}" if unlike else "")
         )
 
 
@@ -147,9 +149,11 @@ class PictureDone:
         width, height: size of the upright picture in px.
         faces: those found, the largest first.
         masks_removed: how many of them were painted.
+        as_seen: of these, how many are for the most part the face that the personal model shows.
         masks_left: how many the tracker is sure wear a mask and are as they were.
         seconds: how long it took.
-        notices: what the input holds and the output does not, and why it is of another format.
+        notices: what the input holds and the output does not, why it is of another format, and that no face was like
+            that of the personal model.
     """
 
     input: str
@@ -160,6 +164,7 @@ class PictureDone:
     height: int
     faces: tuple[FaceFound, ...]
     masks_removed: int
+    as_seen: int
     masks_left: int
     seconds: float
     notices: tuple[str, ...]
@@ -167,13 +172,24 @@ class PictureDone:
     def summary(self) -> str:
         """One line for the user."""
         line = f"{self.input} -> {self.output}: {counted(len(self.faces), 'face')}, "
-        line += f"{counted(self.masks_removed, 'mask')} removed{told_left(self.masks_left)}"
+        line += f"{counted(self.masks_removed, 'mask')} removed{told_memory(self.as_seen)}{told_left(self.masks_left)}"
         return line + "".join(f"; {notice}" for notice in self.notices)
 
 
 def told_memory(as_seen: int) -> str:
     """What is said of masks that were replaced by the face as it was seen."""
     return f" ({as_seen} as the face was seen)" if as_seen else ""
+
+
+def told_unlike(inpaint: Mapping[str, Any], masks_removed: int) -> str:
+    """What is said where masks were removed and the views of a personal model were of no use; else nothing.
+
+    Args:
+        inpaint: what that stage has to say about itself.
+        masks_removed: how many faces were painted.
+    """
+    shown_at_all = inpaint.get("person_shown", 1) or inpaint["as_seen"]  # who was seen bare needs no personal model
+    return "" if shown_at_all or not masks_removed else f"no face was like that of {inpaint['person']}"
 
 
 def told_left(masks_left: int) -> str:
@@ -419,6 +435,7 @@ class PictureDesk:
         self._context: Context | None = None
         self._stages: Sequence[Stage] = ()
         self._count = 0
+        self._inpaint: dict[str, Any] = {}
 
     def __enter__(self) -> "PictureDesk":
         return self
@@ -450,7 +467,7 @@ class PictureDesk:
                 mask_draft.write(_png(Canvas(frame.layout).frame_mask(frame)))
                 mask_draft.keep_as(mask, overwrite=self._overwrite)
             draft.keep_as(job.target, overwrite=self._overwrite)
-        return _picture_done(job, mask, frame, time.monotonic() - started, notices)
+        return _picture_done(job, mask, frame, self._inpaint, time.monotonic() - started, notices)
 
     def process(self, rgb: U8) -> U8:
         """Take the masks off a picture in memory, (H, W, 3) uint8 RGB. Raises StageError: a fault while running."""
@@ -465,12 +482,19 @@ class PictureDesk:
         frame = Frame(self._count, self._count, Fraction(1), layout, buffer, slot=0, discontinuity=True)
         self._count += 1
         frame.planes[0][...] = rgb
+        before = self._inpaint_summary()
         for stage in self._stages:
             with _named(stage):
                 given = [*stage.process(frame), *stage.flush()]
             if len(given) != 1 or given[0] is not frame:
                 raise StageError(stage.name, f"gave back {len(given)} frames for one")
+        after = self._inpaint_summary()
+        self._inpaint = {key: x - before[key] if isinstance(x, int) else x for key, x in after.items()}
         return frame
+
+    def _inpaint_summary(self) -> dict[str, Any]:
+        """What the stage that paints has to say of all pictures since it was opened."""
+        return next((stage.summary() for stage in self._stages if stage.name == "inpaint"), {})
 
     def _pass_on(self, line: str) -> None:
         if self._notice is not None and line not in self._noticed:
@@ -525,7 +549,9 @@ def _rounded(box: tuple[float, float, float, float]) -> tuple[float, float, floa
     return x0, y0, x1, y1
 
 
-def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, notices: tuple[str, ...]) -> PictureDone:
+def _picture_done(
+    job: Job, mask: Path | None, frame: Frame, inpaint: Mapping[str, Any], seconds: float, notices: tuple[str, ...]
+) -> PictureDone:
     found = [
         FaceFound(
             box_px=_rounded(face.box_px),
@@ -535,6 +561,8 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
         )
         for face in frame.faces
     ]
+    removed = sum(face.unmasked for face in found)
+    unlike = told_unlike(inpaint, removed)
     return PictureDone(
         input=str(job.source),
         output=str(job.target),
@@ -543,10 +571,11 @@ def _picture_done(job: Job, mask: Path | None, frame: Frame, seconds: float, not
         width=frame.layout.width,
         height=frame.layout.height,
         faces=tuple(found),
-        masks_removed=sum(face.unmasked for face in found),
+        masks_removed=removed,
+        as_seen=inpaint.get("as_seen", 0),
         masks_left=frame.masks_left,
         seconds=round(seconds, 3),
-        notices=notices,
+        notices=(*notices, *([unlike] if unlike else [])),
     )
 
 

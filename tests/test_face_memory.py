@@ -14,7 +14,7 @@ from unmask.models.geometry import CROP_SIZE, transform_landmarks, transform_poi
 from unmask.models.outline import Shown, disc, hull
 from unmask.models.seen import Seen, Views, direction
 from unmask.stream.face_memory import FaceMemory
-from unmask.stream.face_views import as_now, followed
+from unmask.stream.face_views import as_now, followed, in_light_of
 from unmask.stream.frame import U8, Face
 from unmask.stream.later_views import LaterViews, ViewsWriter, Who
 
@@ -740,3 +740,77 @@ def test_who_is_gone_for_longer_than_many_others_is_forgotten(portrait: Portrait
         memory.look([stranger], 13.0)
         memory.forget()
     assert shares_after_a_cut(memory, [face], shown, 3.0)[-1] == [0.0]
+
+
+def test_open_eyes_go_before_a_closed_mouth(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop, points = face.pictures.crop.copy(), transform_landmarks(face.crop_from_frame, face.landmarks_px)
+    speaks, blinks = points.copy(), points.copy()
+    speaks[14, 1] += 6
+    for upper, lower in ((159, 145), (386, 374)):
+        blinks[upper, :2] = 0.6 * blinks[lower, :2] + 0.4 * blinks[upper, :2]
+    for order in ((speaks, blinks), (blinks, speaks)):
+        views = Views()
+        for one in order:
+            views.add(Seen(crop, one, 0.0))
+        (view,) = views.views.values()
+        np.testing.assert_array_equal(view.points, speaks)
+
+
+def test_hair_of_another_day_is_no_light(portrait: Portrait) -> None:
+    """A dark strand across the cheek in a view darkens nothing but itself."""
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    strand, where = crop.copy(), np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+    where[BELOW:230, 60:200] = 255
+    strand[BELOW:230, 70:90] = 5
+    lit = in_light_of(crop, strand, where)
+    beside = np.s_[BELOW + 10 : 220, 96:104]
+    assert np.abs(lit[beside].astype(int) - crop[beside]).mean() < 3
+    np.testing.assert_array_equal(lit[where == 0], strand[where == 0])
+    darker = in_light_of(crop, cv2.convertScaleAbs(crop, beta=-15).astype(np.uint8), where)
+    assert np.abs(darker[where > 0].astype(int) - crop[where > 0]).mean() < 4, "light is"
+
+
+def test_another_face_gives_way_at_once_to_the_right_one(portrait: Portrait) -> None:
+    """Who is less like the personal model is shown with it as long as nobody else is there."""
+    right, wrong = bare_face(portrait), replace(bare_face(portrait), track_id=5)
+    crop = right.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(right, crop))
+    shown = behind_a_mask(right, crop, BELOW)
+    behind_a_mask(wrong, crop, BELOW)
+    wrong.pictures.crop[:] = noisy(crop, 0.8)
+    memory.look([wrong], 10.0)
+    assert memory.show_bare(wrong, shown, another_face(crop), 10.0) == 1.0
+    memory.look([wrong, right], 10.04)
+    assert [memory.show_bare(face, shown, another_face(crop), 10.04) for face in (wrong, right)] == [0.0, 1.0]
+    assert memory.known_shown == 2
+
+
+def test_a_little_more_like_it_is_not_enough_to_change(portrait: Portrait) -> None:
+    """Two who are about as like the personal model do not take turns."""
+    first, second = bare_face(portrait), replace(bare_face(portrait), track_id=5)
+    crop = first.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(first, crop))
+    for face in (first, second):
+        behind_a_mask(face, crop, BELOW)
+    first.pictures.crop[:] = noisy(crop, 0.6)
+    memory.look([first], 10.0)
+    shown = behind_a_mask(first, crop, BELOW)
+    memory.look([first, second], 10.1)
+    assert memory.show_bare(first, shown, another_face(crop), 10.1) == 1.0
+    assert memory.show_bare(second, shown, another_face(crop), 10.1) == 0.0
+
+
+def test_a_hand_before_the_eyes_for_a_moment_changes_nothing(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(face, crop))
+    shown = worn_from_the_beginning(memory, face, crop)
+    face.pictures.crop[:] = upside_down(crop)
+    memory.look([face], 10.2)
+    assert memory.show_bare(face, shown, another_face(crop), 10.2) == 1.0
+    for seconds in np.arange(10.3, 13.0, 0.1):
+        memory.look([face], float(seconds))
+        share = memory.show_bare(face, shown, another_face(crop), float(seconds))
+    assert share == 0.0

@@ -9,6 +9,8 @@ from faces import Portrait
 from test_mask_rests import SKIN, masked
 from test_outline import aside, mask_over
 
+from unmask.errors import UserError
+from unmask.models.engine import Engine
 from unmask.models.geometry import CROP_SIZE, transform_landmarks
 from unmask.stream.frame import U8
 from unmask.stream.stage import Context
@@ -39,6 +41,16 @@ def opened(portrait: Portrait, monkeypatch: pytest.MonkeyPatch, engine: Plain) -
     stage.open(Context(portrait.frame(masked=True).layout))
     monkeypatch.setattr(stage, "_engine", engine)
     return stage
+
+
+def test_a_stage_that_could_not_open_closes_all_the_same(portrait: Portrait) -> None:
+    def refuse(*_: object) -> Engine:
+        raise UserError("it is damaged")
+
+    stage = Inpaint("cpu")
+    with pytest.raises(UserError, match="it is damaged"):
+        stage.open(Context(portrait.frame(masked=True).layout, load=refuse))
+    stage.close()
 
 
 def test_rests_of_the_mask_are_filled(portrait: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:

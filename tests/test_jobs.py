@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import msgspec
@@ -18,7 +18,7 @@ from unmask.progress import Quiet
 from unmask.stream import jobs
 from unmask.stream.canvas import Canvas
 from unmask.stream.frame import Face, Frame
-from unmask.stream.jobs import FaceFound, Failed, PictureDesk, VideoSettings, unmask_video, write_report
+from unmask.stream.jobs import FaceFound, Failed, PictureDesk, VideoSettings, told_unlike, unmask_video, write_report
 from unmask.stream.naming import Job
 from unmask.stream.pipeline import Settings, face_stages
 from unmask.stream.stage import Context, Stage
@@ -50,6 +50,24 @@ class PaintSquare(Stage):
         frame.faces = [Face(1, (1.04, 2, 100, 90), 0.9, points, identity, True, pictures, 0.75, masked=True)]
         self._canvas.paste(frame, identity, pictures.painted, pictures.mask)
         return (frame,)
+
+
+class PaintAsSeen(PaintSquare):
+    """Paints the same, the first two pictures as seen for a personal model."""
+
+    name: ClassVar[str] = "inpaint"
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        self._pictures = 0
+
+    def process(self, frame: Frame) -> Iterable[Frame]:
+        self._pictures += 1
+        return super().process(frame)
+
+    def summary(self) -> dict[str, Any]:
+        as_seen = min(self._pictures, 2)
+        return {"engine": "none", "as_seen": as_seen, "person": "p.safetensors", "person_shown": as_seen}
 
 
 class FindNothing(Stage):
@@ -146,6 +164,35 @@ def test_stages_are_opened_once_per_size_and_speak_once(
             desk.unmask(Job(tmp_path / name, tmp_path / f"out{number}.png"))
     assert PaintSquare.opened == 2
     assert lines == ["painting squares"]
+
+
+def test_each_picture_is_told_what_the_personal_model_did_for_it(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, PaintAsSeen)
+    with PictureDesk(Settings()) as desk:
+        done = [desk.unmask(Job(picture, tmp_path / f"{number}.png")) for number in range(3)]
+    assert [one.as_seen for one in done] == [1, 1, 0]
+    assert [one.notices for one in done] == [(), (), ("no face was like that of p.safetensors",)]
+    assert done[0].summary().endswith("1 face, 1 mask removed (1 as the face was seen)")
+    assert done[2].summary().endswith("1 face, 1 mask removed; no face was like that of p.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("inpaint", "masks_removed"),
+    [
+        ({}, 3),
+        ({"as_seen": 0}, 3),
+        ({"as_seen": 0, "person": "p", "person_shown": 0}, 0),
+        ({"as_seen": 0, "person": "p", "person_shown": 2}, 3),
+        ({"as_seen": 2, "person": "p", "person_shown": 0}, 3),
+    ],
+    ids=["no painting", "no views", "no mask", "shown", "seen bare in the video"],
+)
+def test_nothing_is_said_of_a_personal_model_that_was_of_use_or_not_needed(
+    inpaint: dict[str, Any], masks_removed: int
+) -> None:
+    assert told_unlike(inpaint, masks_removed) == ""
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,27 @@ import pytest
 import torch
 from faces import Portrait
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 from served import server_program
+from test_outline import aside
 from tolerances import ENGINE_PSNR_DB
 from typer.testing import CliRunner, Result
 
 from unmask.cli import app, main
-from unmask.errors import EngineError, UserError
+from unmask.errors import UserError
 from unmask.models.engine import choose, load, weights_file
-from unmask.models.person import BASE_KEY, Person, PersonalOpenVinoEngine, PersonalTorchEngine, base_hash
+from unmask.models.person import (
+    BASE_KEY,
+    Person,
+    PersonalOpenVinoEngine,
+    PersonalTorchEngine,
+    base_hash,
+    views_to_tensors,
+)
 from unmask.models.runtime import load_runtime
+from unmask.models.seen import Seen, Views
 from unmask.stream import Client
+from unmask.stream.naming import shown
 from unmask.train import personal as personal_module
 from unmask.train.adapters import PersonalInpainter, shipped_inpainter
 from unmask.train.evaluate import psnr
@@ -35,6 +48,7 @@ from unmask.train.inpainter import PaintTrainer
 from unmask.train.personal import MOST_BYTES
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 
 
 def moved(rgb: U8, index: int) -> U8:
@@ -115,7 +129,7 @@ def test_a_file_that_does_not_fit_is_refused(person: Path, tmp_path: Path, portr
     for path, message in ((other, "another inpainter"), (plain, "no personal model"), (tmp_path / "x", "cannot read")):
         with pytest.raises(UserError, match=message):
             Person.load(path)
-    with pytest.raises(EngineError, match=r"has no network\.nowhere\.bias"):
+    with pytest.raises(UserError, match=r"strange\.safetensors' is damaged"):
         load("inpainter", choose("cpu", person=str(strange)))
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), portrait.masked[..., ::-1])
@@ -305,31 +319,160 @@ def test_views_survive_the_file(person: Path, photo: Path, portrait: Portrait) -
     assert psnr(near[60:230, 60:200]) > 20, "the same face, where it was"
 
 
-@pytest.mark.parametrize("damage", ["no picture", "another size", "no points", "nowhere", "empty"])
-def test_damaged_views_are_refused(photo: Path, tmp_path: Path, damage: str) -> None:
-    tensors, path = load_file(photo), tmp_path / "p.safetensors"
-    if damage == "no picture":
-        tensors["views.0.picture"] = np.arange(100, dtype=np.uint8)
-    if damage == "another size":
-        tensors["views.0.picture"] = cv2.imencode(".webp", np.zeros((9, 9, 3), np.uint8))[1].ravel()
-    if damage == "no points":
-        del tensors["views.0.points"]
-    if damage == "nowhere":
-        tensors["views.0.points"][5] = np.nan
-    if damage == "empty":
-        tensors["views.0.picture"] = np.zeros(0, np.uint8)
-    save_file(tensors, path, {BASE_KEY: base_hash()})
-    with pytest.raises(UserError, match="is damaged; make it again with: unmask personalize"):
-        Person.load(path)
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], command: str = "personalize") -> str:
     """The one line that is said of what cannot be used."""
-    assert main(["personalize", *arguments]) == UserError.exit_code
+    assert main([command, *arguments]) == UserError.exit_code
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
     return line
+
+
+def refused_model(path: Path, portrait: Portrait, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that is said of a personal model with which a picture was to be painted."""
+    picture, out = path.parent / "a.png", path.parent / "out.png"
+    cv2.imwrite(str(picture), portrait.masked[..., ::-1])
+    line = refused([str(picture), "-o", str(out), "--device", "cpu", "--person", str(path)], capsys, "image")
+    assert not out.exists()
+    return line
+
+
+def picture_of(rgb: U8, suffix: str) -> U8:
+    """Its file as a file holds it."""
+    return np.asarray(cv2.imencode(suffix, rgb)[1], np.uint8).ravel()
+
+
+def png_that_claims(width: int, height: int) -> U8:
+    """A file whose header alone is of so large a picture."""
+    data = bytearray(picture_of(SQUARE, ".png").tobytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return np.frombuffer(bytes(data), np.uint8)
+
+
+SQUARE = np.zeros((256, 256, 3), np.uint8)
+DAMAGED_VIEWS: dict[str, Callable[[F32], dict[str, npt.NDArray[Any] | None]]] = {
+    "no picture": lambda points: {"picture": np.arange(100, dtype=np.uint8)},
+    "empty": lambda points: {"picture": np.zeros(0, np.uint8)},
+    "another size": lambda points: {"picture": picture_of(SQUARE[:9, :9], ".webp")},
+    "too large for OpenCV": lambda points: {"picture": png_that_claims(60000, 20000)},
+    "floats": lambda points: {"picture": picture_of(SQUARE, ".webp").astype(np.float32)},
+    "points alone": lambda points: {"picture": None},
+    "no points": lambda points: {"points": None},
+    "nowhere": lambda points: {"points": np.where(np.arange(468)[:, None] == 5, np.float32(np.nan), points)},
+    "infinitely far": lambda points: {"points": np.where(np.arange(468)[:, None] == 5, np.float32(np.inf), points)},
+    "too few": lambda points: {"points": points[:467]},
+    "in one place": lambda points: {"points": np.zeros_like(points)},
+    "in a line": lambda points: {"points": np.outer(np.arange(468), [1, 0.5, 0]).astype(np.float32) / 2},
+    "far": lambda points: {"points": points + np.float32(5000)},
+    "very far": lambda points: {"points": points * np.float32(1e30)},
+    "integers": lambda points: {"points": points.astype(np.int64)},
+    "another part": lambda points: {"nonsense": np.zeros(3, np.float32), "points": None},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_VIEWS)
+def test_damaged_views_are_refused(
+    damage: str, photo: Path, tmp_path: Path, portrait: Portrait, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, path = load_file(photo), tmp_path / "p.safetensors"
+    changed = {f"views.0.{part}": value for part, value in DAMAGED_VIEWS[damage](tensors["views.0.points"]).items()}
+    save_file({name: x for name, x in (tensors | changed).items() if x is not None}, path, {BASE_KEY: base_hash()})
+    wanted = f"unmask: '{path}' is damaged; make it again with: unmask personalize"
+    assert refused_model(path, portrait, capsys) == wanted
+
+
+CONV = "dec0.0.first.0"
+"""A convolution of the inpainter, of 24 channels each of which sees 216 numbers."""
+DAMAGED_WEIGHTS: dict[str, dict[str, npt.NDArray[Any]]] = {
+    "another name": {"nowhere.bias": np.zeros(24, np.float16)},
+    "no name": {"bias": np.zeros(24, np.float16)},
+    "another part": {f"{CONV}.weight": np.zeros((24, 24, 3, 3), np.float16)},
+    "folded in": {"dec0.0.first.1.bias": np.zeros(24, np.float16)},
+    "another size": {f"{CONV}.bias": np.zeros(3, np.float16)},
+    "another shape": {f"{CONV}.delta": np.zeros((24, 216), np.float16)},
+    "no numbers": {f"{CONV}.bias": np.full(24, np.nan, np.float16)},
+    "infinite": {f"{CONV}.bias": np.full(24, np.inf, np.float16)},
+    "integers": {f"{CONV}.bias": np.zeros(24, np.int32)},
+    "up alone": {f"{CONV}.up": np.zeros((24, 16), np.float16)},
+    "down alone": {f"{CONV}.down": np.zeros((16, 216), np.float16)},
+    "no product": {f"{CONV}.up": np.zeros((24, 16), np.float16), f"{CONV}.down": np.zeros((15, 216), np.float16)},
+    "one row": {f"{CONV}.up": np.zeros(24, np.float16), f"{CONV}.down": np.zeros((16, 216), np.float16)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_WEIGHTS)
+def test_weights_that_do_not_fit_the_inpainter_are_refused(
+    damage: str, tmp_path: Path, portrait: Portrait, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.safetensors"
+    save_file(DAMAGED_WEIGHTS[damage], path, {BASE_KEY: base_hash()})
+    wanted = f"unmask: '{path}' is damaged; make it again with: unmask personalize"
+    assert refused_model(path, portrait, capsys) == wanted
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn])
+def test_numbers_that_numpy_does_not_have_are_refused(
+    kind: torch.dtype, tmp_path: Path, portrait: Portrait, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.safetensors"
+    save_tensors({f"{CONV}.bias": torch.zeros(24, dtype=kind)}, path, {BASE_KEY: base_hash()})
+    assert f"'{path}' is damaged" in refused_model(path, portrait, capsys)
+    save_tensors({f"{CONV}.bias": torch.zeros(24, dtype=kind)}, path)
+    assert f"'{path}' is no personal model" in refused_model(path, portrait, capsys)
+
+
+@pytest.mark.parametrize("yaw", [0, 45, 80])
+def test_views_of_turned_heads_are_none_that_are_damaged(portrait: Portrait, tmp_path: Path, yaw: float) -> None:
+    views, path = Views(), tmp_path / "p.safetensors"
+    views.add(Seen(portrait.crop(masked=False), aside(portrait, yaw).astype(np.float32), 0.0))
+    save_file(views_to_tensors(views), path, {BASE_KEY: base_hash()})
+    assert Person.load(path).views
+
+
+def test_a_file_without_views_is_said_once(person: Path, portrait: Portrait, tmp_path: Path) -> None:
+    picture, path = tmp_path / "a.png", tmp_path / "p.safetensors"
+    tensors = {name: x for name, x in load_file(person).items() if not name.startswith("views.")}
+    save_file(tensors, path, {BASE_KEY: base_hash()})
+    cv2.imwrite(str(picture), portrait.masked[..., ::-1])
+    result = CliRunner().invoke(app, ["image", str(picture), "--device", "cpu", "--person", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(f"'{path}' holds no views of the face; make it again with: unmask personalize\n") == 1
+    assert "no face was like" not in result.output
+
+
+@pytest.fixture(scope="module")
+def stranger(photo: Path) -> Path:
+    """A personal model of somebody whom nobody is like: the photo, upside down, in a file of an odd name."""
+    tensors, path = load_file(photo), photo.with_name(os.fsdecode(b"stranger-\xff.safetensors"))
+    picture = cv2.imdecode(tensors["views.0.picture"], cv2.IMREAD_COLOR)
+    tensors["views.0.picture"] = picture_of(np.ascontiguousarray(picture[::-1]), ".webp")
+    save_file(tensors, path, {BASE_KEY: base_hash()})
+    return path
+
+
+@pytest.mark.parametrize("command", ["image", "video", "live"])
+def test_it_is_said_where_no_face_was_like_that_of_the_person(
+    command: str, photo: Path, stranger: Path, portrait: Portrait, tmp_path: Path
+) -> None:
+    source = tmp_path / ("a.png" if command == "image" else "a.mp4")
+    if command == "image":
+        cv2.imwrite(str(source), portrait.masked[..., ::-1])
+    else:
+        write_clip(source, portrait.masked)
+    for name, path in (("photo", photo), ("stranger", stranger)):
+        out, report = tmp_path / f"{name}{source.suffix}", tmp_path / f"{name}.json"
+        record = ["--record", str(out.with_suffix(".mkv"))] if command == "live" else ["-o", str(out)]
+        given = [command, str(source), *record, "--device", "cpu", "--report", str(report), "--person", str(path)]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.output
+        said = result.stdout.splitlines()[-1]
+        done = json.loads(report.read_text())
+        assert done["masks_removed"] > 0
+        assert (done["as_seen"] > 0) == (" as the face was seen)" in said) == (path == photo), said
+        assert said.endswith(f"; no face was like that of {shown(str(path))}") == (path == stranger), said
+        if command != "image":
+            assert (done["details"]["inpaint"]["person_shown"] > 0) == (path == photo)
 
 
 def test_a_clip_of_a_masked_face_is_refused(
@@ -337,7 +480,7 @@ def test_a_clip_of_a_masked_face_is_refused(
 ) -> None:
     clip = write_clip(tmp_path / "masked.mp4", portrait.masked)
     line = refused([str(clip), "-o", str(tmp_path / "p.safetensors"), "--steps", "1"], capsys)
-    assert "no bare face was found (16 that wear a mask were left out)" in line
+    assert "no bare face was found (left out because of a mask: 16)" in line
     assert list(tmp_path.iterdir()) == [clip]
 
 
@@ -368,7 +511,20 @@ def test_faces_with_a_mask_are_left_out_and_counted(mixed: tuple[Result, Path]) 
     result, _ = mixed
     assert result.exit_code == 0, result.output
     assert "from 8 faces (2 more wear a mask and were left out)" in result.output
-    assert "on 1 others" in result.output
+    assert "PSNR in the mask on 1 other " in result.output
+
+
+def test_one_face_with_a_mask_is_counted_and_an_odd_name_spelt_out(
+    portrait: Portrait, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rgb in (("bare", portrait.bare), ("masked", portrait.masked)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), rgb[..., ::-1])
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/p\xff.safetensors"))
+    assert main(["personalize", str(tmp_path), "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}/p\\xff.safetensors: ")
+    assert said.endswith(" MB from 1 face (1 more wears a mask and was left out), 1 view\n")
+    assert Person.load(out).views
 
 
 def test_files_that_cannot_be_read_are_said_and_left_out(mixed: tuple[Result, Path]) -> None:

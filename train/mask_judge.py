@@ -55,12 +55,12 @@ class MaskJudge:
         Each alone would take some beards and collars for one. Of 850 pictures of bare faces both together leave out 8
         (either of them 31), of 57 labelled masked ones they let one pass.
         """
-        likely, shown = self._likely(rgb, landmarks), self._shown(rgb, landmarks)
+        likely, shown = self.likely(rgb, landmarks), self._shown(rgb, landmarks)
         if likely is None:
             return shown > _SHOWN
         return likely >= _SURELY_WEARS or (likely >= _WEARS and shown > _SHOWN)
 
-    def _likely(self, rgb: U8, landmarks: F32) -> float | None:
+    def likely(self, rgb: U8, landmarks: F32) -> float | None:
         """How likely the detector thinks so, 0..1; None where it sees no face."""
         zoom = _CLOSE_SHARE / _MESH_SHARE * _CLOSE_PX / MESH_SIZE
         view = zoom * upright_roi(landmarks)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unmask.train.adapters import Learnt
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 Notice = Callable[[str], None]
 
@@ -33,6 +34,14 @@ MOST_FACES: Final = 240
 """From one video: more of the same minute teach nothing new."""
 FEWEST_FACES: Final = 8
 """From fewer nothing is learnt; their views are kept."""
+_EYES: Final = (33, 263)
+"""Landmarks at the outer corners of the eyes."""
+_SMALL_PX: Final = 32
+"""From one to the other; a third of what they have in a view."""
+_TILTED: Final = 30.0
+"""Degrees from which on a picture may lie on its side."""
+_AS_LARGE: Final = 0.6
+"""Of the largest face, from which on another one may have been meant."""
 _HELD_OUT: Final = 8
 """One face in so many at the end of each source is kept to measure on."""
 
@@ -68,7 +77,7 @@ def personalize(
         out: file to write.
         steps: optimizer steps of four faces.
         progress: is told how many of how many steps are done.
-        notice: takes a line for each file that cannot be read, and one where nothing is learnt.
+        notice: takes a line for each file that cannot be read or gives a doubtful view, and where nothing is learnt.
 
     Raises:
         UserError: no bare face is found.
@@ -116,28 +125,65 @@ class _Collector:
         writer: takes the crops.
         held_out: names of those to measure on.
         masked: how many wore a mask.
+        notice: takes a line for each file that gives a doubtful view.
     """
 
     writer: CropWriter
+    notice: Notice
     held_out: list[str] = field(default_factory=list)
     masked: int = 0
 
     def __post_init__(self) -> None:
         self._detector, self._mesh, self._judge = FaceDetector(), FaceMesh(), MaskJudge()
+        self._said: set[Path] = set()
 
-    def add(self, source: Iterable[U8]) -> None:
-        """Add the pictures of a source; the last are held out."""
+    def add(self, source: Iterable[tuple[Path, U8]]) -> None:
+        """Add the pictures of a source, each with its file; the last are held out."""
         before = len(self.writer.names)
-        for rgb in source:
-            landmarks = largest_face(rgb, self._detector, self._mesh)
+        for file, picture in source:
+            rgb, landmarks = self._upright(picture)
             if landmarks is None:
                 continue
             if self._judge.wears_mask(rgb, landmarks):
                 self.masked += 1
-            else:
-                self.writer.add(rgb, landmarks, f"{len(self.writer.names):06}")
+                continue
+            self.writer.add(rgb, landmarks, f"{len(self.writer.names):06}")
+            if file not in self._said:
+                self._warn(file, rgb, landmarks)
         found = self.writer.names[before:]
         self.held_out.extend(found[len(found) - len(found) // _HELD_OUT :])
+
+    def _upright(self, rgb: U8) -> tuple[U8, F32 | None]:
+        """A picture and the landmarks of its largest face, if there is one. Of a head that seems to be tilted far the
+        picture may lie on its side, and landmarks be anywhere: it is turned to where its face looks most like one."""
+        landmarks = largest_face(rgb, self._detector, self._mesh)
+        if landmarks is None or abs(_tilt(landmarks)) < _TILTED:
+            return rgb, landmarks
+        found: tuple[U8, F32 | None] = (rgb, landmarks)
+        best = math.inf
+        for quarters in range(4):
+            turned = np.ascontiguousarray(np.rot90(rgb, quarters))
+            points = largest_face(turned, self._detector, self._mesh)
+            likely = None if points is None else self._judge.likely(turned, points)
+            if likely is not None and likely < best:
+                found, best = (turned, points), likely
+        return found
+
+    def _warn(self, file: Path, rgb: U8, landmarks: F32) -> None:
+        """Say once of a file what may be wrong with the view it gives."""
+        self._said.add(file)
+        eyes = float(np.linalg.norm(landmarks[_EYES[0], :2] - landmarks[_EYES[1], :2]))
+        if eyes < _SMALL_PX:
+            self.notice(f"{file}: the face is small ({eyes:.0f} px from eye to eye), so it will look blurred")
+        widths = [face.box_px[2] - face.box_px[0] for face in self._detector(rgb, 0.5)]
+        if sum(width > _AS_LARGE * max(widths) for width in widths) > 1:
+            self.notice(f"{file}: there are several people; the largest face is taken")
+
+
+def _tilt(landmarks: F32) -> float:
+    """How far the line between the eyes is from level, degrees."""
+    right, down = landmarks[_EYES[1], :2] - landmarks[_EYES[0], :2]
+    return float(np.degrees(np.arctan2(down, right)))
 
 
 def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tuple[FaceCrops, int]:
@@ -146,7 +192,7 @@ def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tupl
     Args:
         sources: as for `personalize`.
         folder: to write to.
-        notice: takes a line for each file that cannot be read.
+        notice: takes a line for each file that cannot be read, or gives a doubtful view.
 
     Returns:
         The crops, and how many faces were left out because they wear a mask.
@@ -161,25 +207,26 @@ def collect_faces(sources: Sequence[Path], folder: Path, notice: Notice) -> tupl
         raise UserError(f"no video and no picture in {', '.join(map(str, sources))}")
     alone = len(videos) + len(pictures) == 1
     with writing_crops(folder, MOST_FACES * len(videos) + len(pictures)) as writer:
-        collector = _Collector(writer)
+        collector = _Collector(writer, notice)
         for source in (*([video] for video in videos), pictures):
             collector.add(_pictures(source, None if alone else notice))
     if not writer.names:
-        masked = f" ({collector.masked} that wear a mask were left out)" if collector.masked else ""
+        masked = f" (left out because of a mask: {collector.masked})" if collector.masked else ""
         raise UserError(f"no bare face was found{masked}; give photos or a video of the person's bare face")
     held_out = collector.held_out or writer.names[-1:]  # each source may have too few to hold one out
     (folder / "held-out.txt").write_text("".join(f"{name}\n" for name in held_out))
     return FaceCrops.open(folder), collector.masked
 
 
-def _pictures(files: Sequence[Path], notice: Notice | None) -> Iterator[U8]:
-    """The pictures that some files hold. Of one that cannot be read `notice` is told; it is raised if there is none."""
+def _pictures(files: Sequence[Path], notice: Notice | None) -> Iterator[tuple[Path, U8]]:
+    """The pictures that some files hold, with these. Of one that cannot be read `notice` is told, if there is one; else
+    it is raised."""
     for file in files:
         try:
             if file.suffix.lower() in VIDEO_SUFFIXES:
-                yield from (rgb for _, rgb in spread_frames(file, MOST_FACES))
+                yield from ((file, rgb) for _, rgb in spread_frames(file, MOST_FACES))
             else:
-                yield read_rgb(file)
+                yield file, read_rgb(file)
         except UserError as error:
             if notice is None:
                 raise

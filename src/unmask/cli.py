@@ -160,15 +160,16 @@ def video(
     if look_ahead and (not memory or draw is not None):
         raise UserError(f"--look-ahead has nothing to do with {'--draw' if memory else '--no-memory'}; leave one out")
     plan = _plan(VIDEOS, inputs, output, report, overwrite=overwrite, quiet=quiet)
+    cancel, display = Cancel(), choose_display(quiet=quiet)
+    known = personal(person, display.notice)
     settings = VideoSettings(
-        Settings(device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory),
+        Settings(device, max_faces=max_faces, engine=engine, person=known, tracker=tracker, memory=memory),
         EncodeOptions(Codec(codec) if codec else None, crf, preset, compare, gpu=choice.device != "cpu"),
         processes=processes,
         overwrite=overwrite,
         draw_tracks=draw is Drawn.TRACKS,
         look_ahead=look_ahead,
     )
-    cancel, display = Cancel(), choose_display(quiet=quiet)
 
     def work(job: Job) -> "VideoDone":
         try:
@@ -209,7 +210,8 @@ def image(
     plan = _plan(PICTURES, inputs, output, report, overwrite=overwrite, quiet=quiet)
     masks = dict(zip(plan.jobs, mask_targets(plan.jobs, mask_dir), strict=True)) if mask_dir is not None else {}
     display = choose_display(quiet=quiet)
-    settings = Settings(device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker)
+    known = personal(person, display.notice)
+    settings = Settings(device, max_faces=max_faces, engine=engine, person=known, tracker=tracker)
     with PictureDesk(settings, overwrite=overwrite, notice=display.notice) as desk:
 
         def work(job: Job) -> "PictureDone":

@@ -222,6 +222,8 @@ def live(
     if len(record or ()) > 1:
         raise UserError("--record can be given once: one file is recorded")
     recording = record[0] if record else None
+    display = _Display(quiet=quiet)
+    known = personal(person, display.notice)
     settings = LiveSettings(
         source=source,
         camera=camera,
@@ -235,9 +237,7 @@ def live(
         overwrite=overwrite,
         latency=latency,
         gpu=gpu,
-        pipeline=Settings(
-            device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory
-        ),
+        pipeline=Settings(device, max_faces=max_faces, engine=engine, person=known, tracker=tracker, memory=memory),
     )
     _check_loop(settings.source, loop=loop)
     if report is not None:
@@ -253,7 +253,6 @@ def live(
     if not makers and recording is None and not latency:
         raise UserError("name an output, such as --window, --http 8080 or --record FILE; or --latency to measure only")
     cancel = Cancel()
-    display = _Display(quiet=quiet)
     with interruptible(cancel, FINISHING) as interrupted:
         try:
             done = run_live(feed, settings, makers, cancel, display.notice, display.figures)

@@ -1,5 +1,6 @@
 """What commands share: options, and how they are checked."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -46,11 +47,17 @@ MemoryOption = Annotated[
 ]
 
 
-def personal(person: Path | None) -> str:
-    """The file of a personal model, read once so that a wrong one is said before anything starts; empty for none."""
+def personal(person: Path | None, notice: Callable[[str], None]) -> str:
+    """The file of a personal model, read once so that a wrong one is said before anything starts; empty for none.
+
+    Args:
+        person: the file.
+        notice: takes a line where it holds no views.
+    """
     if person is None:
         return ""
     from unmask.models.person import Person
 
-    Person.load(person)
+    if not Person.load(person).views:  # as unmask 0.1 wrote them
+        notice(f"'{person}' holds no views of the face; make it again with: unmask personalize")
     return str(person)

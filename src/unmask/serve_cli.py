@@ -162,11 +162,10 @@ def serve(
 
     log = _Log(as_json=log_json)
     curve = _curve(bind, key, allow or [], insecure, log)
+    known = personal(person, lambda line: log("notice", text=line))
     options = ServeOptions(
         bind=bind,
-        settings=Settings(
-            device, max_faces=max_faces, engine=engine, person=personal(person), tracker=tracker, memory=memory
-        ),
+        settings=Settings(device, max_faces=max_faces, engine=engine, person=known, tracker=tracker, memory=memory),
         limits=Limits(_pixels(max_size), credits),
         max_clients=max_clients,
         shared_memory=shared_memory,

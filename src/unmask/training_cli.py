@@ -544,7 +544,7 @@ def personalize(
     """
     from unmask.interrupts import STOPPED
     from unmask.stream.jobs import counted
-    from unmask.stream.naming import whole_file
+    from unmask.stream.naming import shown, whole_file
 
     for source in sources:
         if not source.exists():
@@ -561,14 +561,14 @@ def personalize(
     except KeyboardInterrupt as stopped:
         say("unmask: stopped; nothing was written")
         raise typer.Exit(STOPPED) from stopped
-    masked = f" ({done.masked} more wear a mask and were left out)" if done.masked else ""
-    told = (
-        f"{output}: {done.size / 1e6:.2f} MB from {counted(done.faces, 'face')}{masked}, {counted(done.views, 'view')}"
-    )
+    verbs = ("wears", "was") if done.masked == 1 else ("wear", "were")
+    masked = f" ({done.masked} more {verbs[0]} a mask and {verbs[1]} left out)" if done.masked else ""
+    told = f"{shown(str(output))}: {done.size / 1e6:.2f} MB from {counted(done.faces, 'face')}{masked}, "
+    told += counted(done.views, "view")
     if done.psnr is None:
         print(told)
         return
     before, after = done.psnr
-    print(f"{told}; PSNR in the mask on {done.held_out} others {before:.2f} dB before, {after:.2f} dB after")
+    print(f"{told}; PSNR in the mask on {counted(done.held_out, 'other')} {before:.2f} dB before, {after:.2f} dB after")
     if after <= before:
         say("it did not get better: give more and sharper pictures of one person's bare face")

@@ -11,7 +11,7 @@ import cv2
 
 from unmask import __version__
 from unmask.errors import UnmaskError, UserError
-from unmask.stream.jobs import counted, milliseconds, told_left, told_memory
+from unmask.stream.jobs import counted, milliseconds, told_left, told_memory, told_unlike
 from unmask.stream.live import time_code
 from unmask.stream.live.feed import CameraFeed, Feed, FeedInfo, FileFeed, UrlFeed, connect_first
 from unmask.stream.live.output import Output
@@ -122,13 +122,14 @@ class LiveDone:
 
     def summary(self) -> str:
         """One line for the user."""
-        ms = self.latency_ms
+        ms, unlike = self.latency_ms, told_unlike(self.details["inpaint"], self.masks_removed)
         return (
             f"{self.source}: {counted(self.frames, 'frame')} at {self.fps:.1f} fps, "
             f"{self.dropped} of {self.received} dropped ({100 * self.dropped_share:.1f} %), "
             f"latency p50 {ms['p50']:.0f} ms, p95 {ms['p95']:.0f} ms, p99 {ms['p99']:.0f} ms ({self.latency_from}), "
             f"{counted(self.masks_removed, 'mask')} removed"
             f"{told_memory(self.as_seen)}{told_left(self.masks_left)}, {self.engine}"
+            + (f"; {unlike}" if unlike else "")
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from unmask.models.engine import Engine, choose
 from unmask.models.geometry import transform_landmarks
 from unmask.models.outline import Shown, beside_face, beyond_outline, fill_beyond
+from unmask.stream import naming
 from unmask.stream.face_memory import FaceMemory
 from unmask.stream.frame import U8, Face, Frame
 from unmask.stream.later_views import LaterViews
@@ -64,12 +65,14 @@ class Inpaint(Stage):
         self._remembers, self._later = memory, later
 
     def open(self, context: Context) -> None:
+        self._later_views: LaterViews | None = None  # `close` looks at it however far this comes
         choice = choose(self._device, self._engine_name, threads=self._threads, person=self._person)
         self._engine: Engine = context.load("inpainter", choice, context.notice)
         self._paintings: dict[int, _Painting] = {}
-        self._later_views = LaterViews(Path(self._later)) if self._later else None
         known = context.views(self._person) if self._person and self._remembers else None
+        self._later_views = LaterViews(Path(self._later)) if self._later else None
         self._memory = FaceMemory(self._later_views, known=known)
+        self._knows = bool(known)
         self._painted = self._kept = self._as_seen = 0
 
     def process(self, frame: Frame) -> Iterable[Frame]:
@@ -127,4 +130,5 @@ class Inpaint(Stage):
     def summary(self) -> dict[str, Any]:
         counts = {"painted": self._painted, "kept": self._kept, "as_seen": self._as_seen}
         counts |= {"too_late": 0 if self._later else self._memory.too_late}
-        return {"engine": self._engine.description, **counts}
+        known = {"person": naming.shown(self._person), "person_shown": self._memory.known_shown} if self._knows else {}
+        return {"engine": self._engine.description, **counts, **known}
