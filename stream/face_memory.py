@@ -94,10 +94,15 @@ _LIKE_ANOTHER_DAY: Final = (0.5, 0.3)
 the median, and 0.39 and more in nine of ten; 0.4 at the median for somebody else."""
 _KNOWN: Final = -1
 """The number of those views. Those of people who are gone have numbers from 0 on."""
-_SAME: Final = (0.92, 0.85)
+_SAME: Final = (0.92, 0.9)
 _OFTEN: Final = 5
 """Likeness of the same kind from which on a face is taken for somebody who was seen bare in another scene, or before
-they left the picture: at once, and if they were compared so often. None of 470 pairs of other people had the second."""
+they left the picture: at once, and if they were compared so often. Of 6,349 pairs of other people one look gave 0.893
+at most."""
+_HOPELESS: Final = 0.7
+"""Who is less like them than that then is not compared any more."""
+_MOST_LOOKS: Final = 8
+"""Comparisons with people who are gone in a frame; each takes 3 ms."""
 _MOST_GONE: Final = 8
 """People who are gone that are remembered, the last ones."""
 _LIKER: Final = 0.1
@@ -260,7 +265,7 @@ class _Likeness:
         ):
             return
         likeness = eyes_likeness(view, face.pictures.crop, _trusted(face), points)
-        share = min(1.0, abs(seconds - self.seconds) / _DOUBT_SECONDS) if self.count else 1.0
+        share = max(1.0 / (self.count + 1), min(1.0, abs(seconds - self.seconds) / _DOUBT_SECONDS))
         self.mean, self.count, self.seconds = self.mean + share * (likeness - self.mean), self.count + 1, seconds
 
 
@@ -300,9 +305,10 @@ class _Person:
 
     def is_certainly(self, number: int) -> float:
         """How like somebody who is gone the person is, if they can be taken for them; else -1."""
-        like = self.likeness[number]
-        same = like.mean > _SAME[like.count >= _OFTEN] and not (self.views or self.recalled)
-        return like.mean if same else -1.0
+        like = self.likeness.get(number)
+        if like is None or self.views or self.recalled:
+            return -1.0
+        return like.mean if like.mean > _SAME[like.count >= _OFTEN] else -1.0
 
 
 class FaceMemory:
@@ -317,6 +323,7 @@ class FaceMemory:
         known: views of a person from another day, who may be one of those that are not seen bare.
         keep: is given what a later pass is to be given of a face that was bare only after it wore a mask, as its track
             ends.
+        recalls: whether people who were seen bare are recognised in another scene; a first pass has no use for that.
 
     Attributes:
         too_late: how many masks were seen on faces that were not seen bare before, and were afterwards.
@@ -329,7 +336,9 @@ class FaceMemory:
         *,
         known: Views | None = None,
         keep: Callable[[Who, Views], None] = lambda *_: None,
+        recalls: bool = True,
     ) -> None:
+        self._recalls = recalls
         self._later, self._known, self._keep = later if later is not None else {}, known or Views(), keep
         self._people: dict[int, _Person] = {}
         self._known_track = -1
@@ -364,25 +373,42 @@ class FaceMemory:
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
         self._recognise(faces, seconds)
+        if self._recalls:
+            self._recall(faces, seconds)
 
     def _recognise(self, faces: Sequence[Face], seconds: float) -> None:
-        """Find out who may be the one of another day, and who was there before: one person is seen once in a frame."""
+        """Find out who may be the one of another day: one person is seen once in a frame."""
         for face in faces:
             person = self._people[face.track_id]
             if self._known and not face.still:
                 person.likeness[_KNOWN].compare(face, self._known, seconds)
-            if person.views or person.recalled or face.still or face.score < _CERTAIN:
-                continue
-            for number, views in self._gone.items():
-                person.likeness[number].compare(face, views, seconds)
         best = max(self._people, key=lambda track: self._people[track].likeness[_KNOWN].mean, default=-1)
         held = self._people.get(self._known_track)
         if held is None or held.likeness[_KNOWN].mean + _LIKER < self._people[best].likeness[_KNOWN].mean:
             self._known_track = best
+
+    def _recall(self, faces: Sequence[Face], seconds: float) -> None:
+        """Find out who was there before. Whom nobody has been compared with comes first, then who waits longest."""
+        due: list[tuple[float, _Likeness, Face, Views]] = []
+        for face in faces:
+            person = self._people[face.track_id]
+            if person.views or person.recalled or face.still or face.score < _CERTAIN:
+                continue
+            for number, views in self._gone.items():
+                like = person.likeness[number]
+                if like.count < _OFTEN or like.mean > _HOPELESS:
+                    due.append((like.seconds, like, face, views))
+        for _, like, face, views in sorted(due, key=lambda look: look[0])[:_MOST_LOOKS]:
+            like.compare(face, views, seconds)
         for number in list(self._gone):
             person = max(self._people.values(), key=lambda person: person.is_certainly(number), default=_Person())
             if person.is_certainly(number) > 0.0:
-                person.recalled, person.showing.begun = self._gone.pop(number), person.likeness[number].count > 1
+                self._take_for(person, number)
+
+    def _take_for(self, person: _Person, number: int) -> None:
+        """Take somebody for a person who is gone, whose views are shown from now on, not those of another day."""
+        person.recalled, person.showing = self._gone.pop(number), _Showing(begun=person.showing.begun)
+        person.likeness = defaultdict(_Likeness, {_KNOWN: person.likeness[_KNOWN]})
 
     def _is_known(self, track_id: int) -> float:
         """How far a face can be taken for that of the views of another day, 0..1."""
@@ -398,13 +424,21 @@ class FaceMemory:
     def _end(self, track_id: int) -> None:
         person = self._people.pop(track_id)
         if person.bare or person.recalled:
-            seen = person.views.views if person.bare else {}
-            self._gone[self._ever_gone] = Views({**person.recalled.views, **seen})
-            self._ever_gone += 1
-            if len(self._gone) > _MOST_GONE:
-                self._gone.pop(next(iter(self._gone)))
+            self._remember_gone(person)
         if person.bare and person.unknown:
             self._keep(person.who, person.views)
+
+    def _remember_gone(self, person: _Person) -> None:
+        views = Views(dict(person.recalled.views))
+        for view in person.views.views.values() if person.bare else ():
+            views.add(view)
+        self._gone[self._ever_gone] = views
+        self._ever_gone += 1
+        if len(self._gone) > _MOST_GONE:
+            forgotten = next(iter(self._gone))
+            self._gone.pop(forgotten)
+            for other in self._people.values():
+                other.likeness.pop(forgotten, None)
 
     def finish(self) -> None:
         """Note that the video is over: no mask comes any more."""
@@ -474,6 +508,7 @@ class FaceMemory:
         person = self._people.get(face.track_id, _Person())
         another_day, views = not person.views, person.views or person.recalled or self._known
         if not views:
+            person.showing.begun = True
             return 0.0
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         angle = person.showing.turn_to(views, direction(points), seconds)

@@ -697,7 +697,7 @@ def test_who_is_less_alike_is_looked_at_longer_and_comes_slowly(portrait: Portra
     memory, face = FaceMemory(), bare_face(portrait)
     crop = face.pictures.crop.copy()
     shown = put_on(memory, face, crop)
-    face.pictures.crop[:] = noisy(crop, 0.7)
+    face.pictures.crop[:] = noisy(crop, 0.66)
     shares = [share for (share,) in shares_after_a_cut(memory, [face], shown, 2.0)]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
@@ -814,3 +814,67 @@ def test_a_hand_before_the_eyes_for_a_moment_changes_nothing(portrait: Portrait)
         memory.look([face], float(seconds))
         share = memory.show_bare(face, shown, another_face(crop), float(seconds))
     assert share == 0.0
+
+
+def test_who_was_recognised_is_recognised_again(portrait: Portrait) -> None:
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    for _ in range(3):
+        assert shares_after_a_cut(memory, [face], shown, 0.2)[-1] == [1.0]
+
+
+def test_who_is_recognised_gets_nothing_of_a_personal_model(portrait: Portrait) -> None:
+    face = bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    memory = FaceMemory(known=of_another_day(face, upside_down(crop)))
+    shown, mouth = put_on(memory, face, crop), mouth_of(face)
+    memory.forget()
+    face.pictures.crop[:] = noisy(crop, 0.66)  # recognised after some looks
+    for at in np.arange(20.0, 23.0, 0.04).tolist():
+        painted = another_face(crop)
+        memory.look([face], at)
+        share = memory.show_bare(face, shown, painted, at)
+    assert share == 1.0
+    lips = [cv2.cvtColor(x[mouth], cv2.COLOR_RGB2GRAY).ravel() for x in (painted, crop, upside_down(crop))]
+    assert np.corrcoef(lips[0], lips[1])[0, 1] > 0.95 > np.corrcoef(lips[0], lips[2])[0, 1]
+
+
+def test_a_face_that_is_recognised_late_comes_slowly(portrait: Portrait) -> None:
+    """Its eyes were covered at first, and it was painted."""
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    shown = put_on(memory, face, crop)
+    behind_a_mask(face, crop)
+    assert shares_after_a_cut(memory, [face], shown, 1.0)[-1] == [0.0]
+    behind_a_mask(face, crop, BELOW)
+    shares = [share for (share,) in later_shares(memory, [face], shown, np.arange(21.0, 23.0, 0.04).tolist())]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert max(np.diff([0.0, *shares])) < 0.2
+
+
+def test_many_faces_are_compared_a_few_at_a_time(portrait: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those who are nobody's not for ever."""
+    memory, faces = FaceMemory(), []
+    for number in range(6):
+        face = replace(bare_face(portrait), track_id=number)
+        noise = np.random.default_rng(number).integers(0, 255, (CROP_SIZE // 4, CROP_SIZE // 4, 3))
+        face.pictures.crop[:] = cv2.resize(noise.astype(np.uint8), (CROP_SIZE, CROP_SIZE))
+        faces.append(face)
+    for seconds in np.arange(10.0, 11.0, 0.04):
+        memory.look(faces, float(seconds))
+    looks: list[int] = []
+    monkeypatch.setattr("unmask.stream.face_memory.eyes_likeness", lambda *_: looks.append(1) or 0.5)
+    memory.forget()
+    counts = []
+    for seconds in np.arange(20.0, 25.0, 0.04):
+        looks.clear()
+        strangers = [replace(face, track_id=10 + face.track_id) for face in faces]
+        for face in strangers:
+            behind_a_mask(face, face.pictures.crop.copy(), BELOW)
+        memory.look(strangers, float(seconds))
+        counts.append(len(looks))
+    assert max(counts) <= 8
+    assert sum(counts) == 6 * 6 * 5
+    assert counts[-1] == 0

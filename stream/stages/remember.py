@@ -24,7 +24,7 @@ class Remember(Sink):
 
     def open(self, context: Context) -> None:
         self._views = ViewsWriter(self._path)
-        self._memory = FaceMemory(keep=self._views.add)
+        self._memory = FaceMemory(keep=self._views.add, recalls=False)
 
     def process(self, frame: Frame) -> Iterable[Frame]:
         if frame.discontinuity:
