@@ -3,9 +3,9 @@
 A network paints somebody's mouth; a face that was bare before its mask came is known, and is shown: its nearest view,
 turned as the head has turned, in its present light. Where the head looks elsewhere than in any view, what is painted
 shows instead. A face that was not seen bare may be that of somebody who was, before a cut or before they left the
-picture, or that of a personal model, which holds views of another day. Where a
-mask hides eyes, a network paints closed ones, or none: there those that were seen last are shown for some seconds, and
-the network paints around them. Landmarks slip up with such a mask, and are put right before.
+picture, or that of a personal model, which holds views of another day. Where a mask hides eyes, a network paints closed
+ones, or none: there those that were seen last are shown for some seconds, and the network paints around them. Landmarks
+slip up with such a mask, and are put right before.
 """
 
 import math
@@ -247,16 +247,19 @@ class _Likeness:
         mean: over the last second or so, -1..1; -1 before that is known.
         count: how often both were compared.
         seconds: when they were last.
+        tried: when that was asked for last; it may not have been possible.
     """
 
     mean: float = -1.0
     count: int = 0
     seconds: float = -math.inf
+    tried: float = -math.inf
 
     def compare(self, face: Face, views: Views, seconds: float) -> None:
         """Compare them, if that was not done just before, eyes and brows are free, and it looks that way."""
-        if abs(seconds - self.seconds) < _EVERY_SECONDS:
+        if abs(seconds - self.tried) < _EVERY_SECONDS:
             return
+        self.tried = seconds
         points = transform_landmarks(face.crop_from_frame, face.landmarks_px)
         view, angle = views.nearest(direction(points))
         if (
@@ -388,7 +391,7 @@ class FaceMemory:
             self._known_track = best
 
     def _recall(self, faces: Sequence[Face], seconds: float) -> None:
-        """Find out who was there before. Whom nobody has been compared with comes first, then who waits longest."""
+        """Find out who was there before. Who has not been looked at comes first, then who waits longest."""
         due: list[tuple[float, _Likeness, Face, Views]] = []
         for face in faces:
             person = self._people[face.track_id]
@@ -397,7 +400,7 @@ class FaceMemory:
             for number, views in self._gone.items():
                 like = person.likeness[number]
                 if like.count < _OFTEN or like.mean > _HOPELESS:
-                    due.append((like.seconds, like, face, views))
+                    due.append((like.tried, like, face, views))
         for _, like, face, views in sorted(due, key=lambda look: look[0])[:_MOST_LOOKS]:
             like.compare(face, views, seconds)
         for number in list(self._gone):

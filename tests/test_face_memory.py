@@ -878,3 +878,21 @@ def test_many_faces_are_compared_a_few_at_a_time(portrait: Portrait, monkeypatch
     assert max(counts) <= 8
     assert sum(counts) == 6 * 6 * 5
     assert counts[-1] == 0
+
+
+def test_who_cannot_be_compared_keeps_nobody_waiting(portrait: Portrait) -> None:
+    """Eight people are gone; of two faces one looks aside for good."""
+    memory, face = FaceMemory(), bare_face(portrait)
+    crop = face.pictures.crop.copy()
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 255, (CROP_SIZE // 4, CROP_SIZE // 4, 3))
+        one = replace(bare_face(portrait), track_id=20 + number)
+        one.pictures.crop[:] = crop if number == 7 else cv2.resize(noise.astype(np.uint8), (CROP_SIZE, CROP_SIZE))
+        for seconds in np.arange(10.0, 11.0, 0.04):
+            memory.look([one], float(seconds))
+        memory.forget()
+    aside = turned(replace(bare_face(portrait), track_id=1), 50)
+    for one in (aside, face):
+        shown = behind_a_mask(one, crop, BELOW)
+    shares = later_shares(memory, [aside, face], shown, np.arange(20.0, 22.0, 0.04).tolist())
+    assert shares[-1] == [0.0, 1.0]
