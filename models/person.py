@@ -60,7 +60,7 @@ class Person:
 
     Attributes:
         tensors: by name, float32.
-        views: of the face, bare; none in files of unmask 0.1.
+        views: of the face, bare; none in older files.
     """
 
     tensors: dict[str, F32]

@@ -58,6 +58,6 @@ def personal(person: Path | None, notice: Callable[[str], None]) -> str:
         return ""
     from unmask.models.person import Person
 
-    if not Person.load(person).views:  # as unmask 0.1 wrote them
+    if not Person.load(person).views:  # it is an older file
         notice(f"'{person}' holds no views of the face; make it again with: unmask personalize")
     return str(person)
