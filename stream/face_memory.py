@@ -375,7 +375,8 @@ class FaceMemory:
                 _remember_bare(person, seen)
             if not face.masked or max(_covered(face.pictures.mask, zone) for zone in _zones(seen.points)) <= _FREE:
                 _remember_eyes(person, seen)
-        self._recognise(faces, seconds)
+        if self._known:
+            self._recognise(faces, seconds)
         if self._recalls:
             self._recall(faces, seconds)
 
@@ -383,7 +384,7 @@ class FaceMemory:
         """Find out who may be the one of another day: one person is seen once in a frame."""
         for face in faces:
             person = self._people[face.track_id]
-            if self._known and not face.still:
+            if not face.still:
                 person.likeness[_KNOWN].compare(face, self._known, seconds)
         best = max(self._people, key=lambda track: self._people[track].likeness[_KNOWN].mean, default=-1)
         held = self._people.get(self._known_track)
